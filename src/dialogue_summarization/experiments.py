@@ -1,0 +1,177 @@
+"""What is studied: the named experiments (a model, data and settings) and methods (how the model is tuned).
+
+Both are plain data, so that listing them imports nothing heavy. An entry states what differs from the defaults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+PACKAGED_MODEL = "packaged/SmolLM2-135M-Instruct-Q4_1"
+SAMPLE_DATA = "sample"
+
+
+class ConfigurationError(ValueError):
+    """A name or setting that the study does not know, or that cannot be used as given."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is tuned.
+
+    `peft` holds the arguments of a PEFT configuration as `peft.get_peft_config` takes them (plain data, since importing
+    peft takes seconds), with target modules under generic names that `models.TARGETS` maps to each architecture.
+    `None` trains every weight, or none where `trains` is false.
+    """
+
+    name: str
+    peft: Mapping[str, object] | None = None
+    trains: bool = True
+
+
+def _lora(name: str, rank: int, *targets: str) -> Method:
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) with alpha = 2 x rank, as in the starting study's presets."""
+    return Method(name, {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets})
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("zero-shot", trains=False),
+        Method("full"),
+        _lora("lora-efficient", 8, "query", "value"),
+        _lora("lora-balanced", 16, "query", "key", "value", "output"),
+        _lora("lora-high-performance", 32, "query", "key", "value", "output"),
+    )
+}
+STUDY_RUNS = ("zero-shot", "full", "lora-efficient", "lora-balanced", "lora-high-performance")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one method is trained. A fair comparison gives each method a learning rate of its own.
+
+    `batch_size` is the number of dialogues behind one step of the optimizer, however many of them the device holds at
+    once. `patience` is the number of evaluations without improvement after which training stops.
+    """
+
+    learning_rate: float
+    epochs: float = 3
+    batch_size: int = 32
+    warmup: float = 0.1  # share of all steps
+    schedule: str = "cosine"
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    max_grad_norm: float = 1.0
+    select_by: str = "rouge2"  # or "loss": what picks the best checkpoint, on validation
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How summaries are written: greedy where `num_beams` is 1."""
+
+    max_new_tokens: int = 80
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model, a data set, and the settings of each method on them.
+
+    `model` is a Hub id, a folder, or the packaged model. `dataset` is a Hub id, a folder, or the packaged sample.
+    `dialogues` limits a split to its first dialogues. `settings` is per method; `full` and `lora` serve those not named.
+    """
+
+    name: str
+    title: str
+    model: str
+    dataset: str
+    settings: Mapping[str, Settings]
+    dialogues: Mapping[str, int] = field(default_factory=dict)
+    max_prompt_tokens: int = 1024
+    generation: Generation = field(default_factory=Generation)
+
+    def settings_for(self, method: Method) -> Settings | None:
+        """The settings that `method` is trained with; None for a method that does not train."""
+        if not method.trains:
+            return None
+        return self.settings.get(method.name) or self.settings["lora" if method.peft else "full"]
+
+
+DIALOGSUM = "knkarthick/dialogsum"
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            name="quickstart",
+            title="the packaged SmolLM2-135M on 80 sample dialogues: minutes on a CPU, no network",
+            model=PACKAGED_MODEL,
+            dataset=SAMPLE_DATA,
+            dialogues={"train": 80},
+            max_prompt_tokens=512,
+            generation=Generation(max_new_tokens=60),
+            settings={  # 80 dialogues / 8 = 10 steps
+                "full": Settings(5e-5, epochs=1, batch_size=8, select_by="loss"),
+                "lora": Settings(2e-3, epochs=1, batch_size=8, select_by="loss"),
+            },
+        ),
+        Experiment(
+            name="smollm2-dialogsum",
+            title="the packaged SmolLM2-135M on all of DialogSum: a GPU",
+            model=PACKAGED_MODEL,
+            dataset=DIALOGSUM,
+            settings={"full": Settings(3e-4), "lora": Settings(2e-3)},
+        ),
+        Experiment(
+            name="flan-t5-base-dialogsum",
+            title="FLAN-T5-base on all of DialogSum, the study as first conceived: a GPU and the Hub",
+            model="google/flan-t5-base",
+            dataset=DIALOGSUM,
+            max_prompt_tokens=512,
+            settings={"full": Settings(2e-4), "lora": Settings(1e-3)},
+        ),
+    )
+}
+
+
+def _lookup(kind: str, name: str, table: Mapping[str, object]) -> object:
+    if name not in table:
+        raise ConfigurationError(f"There is no {kind} {name!r}. There are: {', '.join(table)}.")
+    return table[name]
+
+
+def method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigurationError: there is none; the message lists those there are.
+
+    """
+    return _lookup("run", name, METHODS)
+
+
+def experiment(name: str, *, dataset: str | None = None, limit: int | None = None) -> Experiment:
+    """The experiment of that name, or one derived from it, with a name of its own so that it overwrites nothing.
+
+    Args:
+        name: One of `EXPERIMENTS`.
+        dataset: Another data source: a Hub id or a folder.
+        limit: Only the first dialogues of each split.
+
+    Raises:
+        ConfigurationError: There is no such experiment, or the limit is not positive.
+
+    """
+    found = _lookup("experiment", name, EXPERIMENTS)
+    if dataset:
+        found = replace(found, name=f"{found.name}-{Path(dataset).name}", dataset=str(dataset), dialogues={})
+    if limit is not None:
+        if limit < 1:
+            raise ConfigurationError(f"The limit is a number of dialogues, 1 or more, not {limit}.")
+        kept = {split: min(limit, found.dialogues.get(split, limit)) for split in ("train", "validation", "test")}
+        found = replace(found, name=f"{found.name}-limit{limit}", dialogues=kept)
+    return found

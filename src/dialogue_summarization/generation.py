@@ -1,0 +1,76 @@
+"""Write summaries in batches, longest dialogues first, and return them in the order asked for."""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from . import hardware
+from .experiments import Generation
+from .models import Model
+
+# What a checkpoint's generation settings may say about its tokens; its sampling settings are left behind.
+_TOKENS = (
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+
+def generation_config(model: Model, generation: Generation) -> GenerationConfig:
+    """The experiment's settings with the special tokens of the model, and no sampling."""
+    own = model.network.generation_config
+    tokens = {name: getattr(own, name) for name in _TOKENS if getattr(own, name, None) is not None}
+    return GenerationConfig(
+        **tokens,
+        pad_token_id=model.tokenizer.pad_token_id,
+        max_new_tokens=generation.max_new_tokens,
+        num_beams=generation.num_beams,
+        length_penalty=generation.length_penalty,
+        no_repeat_ngram_size=generation.no_repeat_ngram_size,
+        do_sample=False,
+    )
+
+
+@torch.no_grad()
+def summarize(
+    model: Model,
+    dialogues: Sequence[str],
+    generation: Generation,
+    *,
+    progress: bool = True,
+    batch_size: int | None = None,
+) -> list[str]:
+    """One summary a dialogue, in the order given.
+
+    The network is in evaluation mode meanwhile (dropout would make summaries random) and in its former mode afterwards.
+    Works for base, fully tuned, adapter and merged models alike.
+    """
+    config = generation_config(model, generation)
+    batch_size = batch_size or hardware.generation_batch()
+    encoded = [model.family.encode(dialogue) for dialogue in dialogues]
+    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
+    summaries: list[str] = [""] * len(encoded)
+    was_training = model.network.training
+    model.network.eval()
+    bar = tqdm(total=len(order), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = model.family.collate([encoded[number] for number in chosen])
+            inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
+            with hardware.autocast():
+                output = model.network.generate(**inputs, generation_config=config)
+            written = model.family.completion(output, inputs["input_ids"].shape[1])
+            texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+            for number, text in zip(chosen, texts, strict=True):
+                summaries[number] = text.strip()
+            bar.update(len(chosen))
+    finally:
+        bar.close()
+        model.network.train(was_training)
+    return summaries

@@ -1,0 +1,134 @@
+"""What the machine has: its device, the precision that is right on it, its memory."""
+
+import contextlib
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+import transformers
+
+GIB = 1 << 30
+
+
+class MemoryError_(RuntimeError):
+    """The model does not fit; the message says what was needed and what there is."""
+
+
+def device() -> torch.device:
+    """One GPU where there is one (several only when asked for), else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def precision() -> str:
+    """`bf16` where the card computes in it, otherwise `fp32`; weights stay in fp32 in either case.
+
+    Compute capability 8 (Ampere) brought bf16; `torch.cuda.is_bf16_supported()` also says yes where it is only emulated
+    (T4). fp16 is never chosen: T5 overflows in it (transformers issue 14189).
+    """
+    return "bf16" if device().type == "cuda" and torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+
+
+def autocast() -> contextlib.AbstractContextManager:
+    """Compute in `precision()`."""
+    return torch.autocast("cuda", torch.bfloat16) if precision() == "bf16" else contextlib.nullcontext()
+
+
+def describe() -> dict[str, str | int]:
+    """The device by name, its memory in bytes, the precision and the system."""
+    here = device()
+    if here.type == "cuda":
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(here).total_memory
+    else:
+        kind = "CPU" if here.type == "cpu" else "Apple GPU"
+        name, memory = f"{kind}, {torch.get_num_threads()} threads", psutil.virtual_memory().total
+    return {
+        "device": name,
+        "memory_bytes": memory,
+        "precision": precision(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def micro_batch(batch_size: int) -> int:
+    """How many dialogues of an effective batch the device holds at once; the rest is accumulated.
+
+    A divisor of `batch_size`, so that the effective batch stays what the experiment says.
+    """
+    memory = describe()["memory_bytes"] / GIB
+    most = 64 if memory > 40 else 16 if memory > 14 else 8 if memory > 7 else 4
+    return max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size <= most)
+
+
+def generation_batch() -> int:
+    """How many summaries are written side by side."""
+    if device().type != "cuda":
+        return 16
+    return 128 if describe()["memory_bytes"] > 40 * GIB else 32
+
+
+def free_memory() -> int:
+    """Bytes that can still be taken: on the card where there is one, else of the machine."""
+    return torch.cuda.mem_get_info()[0] if device().type == "cuda" else psutil.virtual_memory().available
+
+
+def require_memory(model: str | Path) -> None:
+    """Stop before loading weights that cannot fit.
+
+    Raises:
+        MemoryError_: The model's files, as fp32, are larger than the free memory.
+
+    """
+    files = list(Path(model).glob("*.safetensors"))
+    needed, free = sum(path.stat().st_size for path in files), free_memory()
+    if needed > free:
+        raise MemoryError_(
+            f"The model in {model} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
+            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 3 GiB."
+        )
+
+
+class PeakMemory:
+    """The most memory in use inside a `with` block, as `.bytes`: the card's, else the process's; None where unknown.
+
+    On Linux the kernel keeps the process's peak (VmHWM) and resets it on request.
+    """
+
+    def __enter__(self) -> "PeakMemory":
+        self.bytes: int | None = None
+        self._resettable = False
+        if device().type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        elif sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+                self._resettable = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if device().type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated()
+        elif self._resettable:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' own progress bars and warnings."""
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()

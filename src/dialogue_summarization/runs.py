@@ -1,0 +1,179 @@
+"""The record of a run on disk: what was asked (`config.json`), what was measured (`metrics.json`, `predictions.csv`,
+`training_log.csv`) and where (`environment.json`), apart from one another.
+"""
+
+import csv
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from . import hardware
+from .data import ROOT
+
+OUTPUTS = ROOT / "outputs"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "rouge-score")
+NAMES = ("experiment", "method", "model", "dataset")  # what a run is called changes nothing in its result
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides a run's result, and what things are called. `settings` is None for a model that is not trained."""
+
+    experiment: str
+    method: str
+    model: str
+    dataset: str
+    seed: int
+    prompt: str
+    max_prompt_tokens: int
+    generation: Mapping[str, object]
+    settings: Mapping[str, object] | None
+    peft: Mapping[str, object] | None
+    dialogues: Mapping[str, int]
+    data_fingerprint: str
+    model_fingerprint: str
+
+    @property
+    def key(self) -> str:
+        """A hash over all that changes the result: two runs with the same key are the same run."""
+        content = {name: value for name, value in asdict(self).items() if name not in NAMES}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as its record has it."""
+
+    folder: Path
+    config: RunConfig
+    environment: dict[str, object]
+    metrics: dict[str, float]
+    predictions: pd.DataFrame  # id, prediction: a row a dialogue
+    log: pd.DataFrame  # step, epoch, loss, eval_loss, learning_rate, seconds
+
+    @property
+    def name(self) -> str:
+        """The method's name, as tables and figures call the run."""
+        return self.config.method
+
+    @property
+    def date(self) -> str:
+        """The day it was made."""
+        return str(self.environment["date"])[:10]
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is one of the committed records, made by the authors."""
+        return OUTPUTS / "reference" in self.folder.resolve().parents
+
+    @property
+    def weights(self) -> Path | None:
+        """The folder with the trained model or adapter, if it is there: committed records have none."""
+        return next((path for name in ("model", "adapter") if (path := self.folder / name).exists()), None)
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write JSON: whole, or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write CSV in UTF-8 with LF lines: whole, or not at all."""
+    temporary = path.with_suffix(".partial")
+    table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    os.replace(temporary, path)
+
+
+def read_config(path: Path) -> RunConfig:
+    """What a record's run was asked for. Raises `RecordError` where keys are unknown or missing."""
+    content = _read_json(path)
+    known = {entry.name for entry in dataclasses.fields(RunConfig)}
+    if odd := sorted(known.symmetric_difference(content)):
+        raise RecordError(f"{path}: unknown or missing keys {', '.join(odd)}. Move the folder away and run again.")
+    return RunConfig(**content)
+
+
+def read(folder: Path) -> Run:
+    """The record in a folder.
+
+    Raises:
+        RecordError: A file is missing or damaged.
+
+    """
+    try:
+        log = folder / "training_log.csv"
+        return Run(
+            folder=folder,
+            config=read_config(folder / "config.json"),
+            environment=_read_json(folder / "environment.json"),
+            metrics=_read_json(folder / "metrics.json"),
+            predictions=pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8"),
+            log=pd.read_csv(log) if log.exists() else pd.DataFrame(),
+        )
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(
+            f"The record in {folder} cannot be read ({error}). Move the folder away and run again."
+        ) from None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing. Move its folder away and run again.") from None
+    except ValueError as error:
+        raise RecordError(f"{path} is not JSON ({error}). Move its folder away and run again.") from None
+
+
+def collect(experiment: str, outputs: str | Path = OUTPUTS) -> list[Run]:
+    """All finished runs of an experiment below `outputs`; where there are none, the committed reference records."""
+    for root in (Path(outputs) / experiment, OUTPUTS / "reference" / experiment):
+        folders = sorted(path.parent for path in root.glob("*/seed-*/metrics.json") if "." not in path.parent.name)
+        if folders:
+            return sorted((read(folder) for folder in folders), key=_order)
+    return []
+
+
+def _order(run: Run) -> tuple[int, str, int]:
+    from .experiments import METHODS
+
+    names = list(METHODS)
+    return (names.index(run.name) if run.name in names else len(names), run.name, run.config.seed)
+
+
+def environment() -> dict[str, object]:
+    """Versions, device, commit and time."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **hardware.describe(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The commit of the code, or what the variable STUDY_COMMIT names where there is no repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("STUDY_COMMIT", "unknown")

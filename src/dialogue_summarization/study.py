@@ -1,0 +1,201 @@
+"""One run of the study: load, train, summarize the test split, score, record. Notebooks and the command line end here.
+
+`run` does it all. `prepare`, `Job.keep` and `finish` are its parts, for a notebook that trains in the open.
+"""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import transformers
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import data, hardware, models, prompts, runs
+from .experiments import Experiment, Method, Settings
+from .generation import summarize
+from .rouge import score_all
+from .training import SummarizationTrainer, encode, training_arguments
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made, or made already (`record`). While it is made its files are in `partial`."""
+
+    experiment: Experiment
+    method: Method
+    splits: datasets.DatasetDict
+    config: runs.RunConfig
+    folder: Path
+    record: runs.Run | None
+
+    @property
+    def settings(self) -> Settings | None:
+        """The method's settings in this experiment; None where nothing is trained."""
+        return self.experiment.settings_for(self.method)
+
+    @property
+    def partial(self) -> Path:
+        """Where the files of an unfinished run are."""
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Trainer's output folder."""
+        return self.partial / "checkpoints"
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Where an interrupted training goes on, as `Trainer.train(resume_from_checkpoint=...)` takes it."""
+        return get_last_checkpoint(self.checkpoints) if self.checkpoints.exists() else None
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained model or adapter is, or will be."""
+        place = self.folder if self.record else self.partial
+        return place / ("adapter" if self.method.peft else "model")
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether there is something to train that has not been trained."""
+        return self.method.trains and not self.weights.exists()
+
+    def keep(self, trainer: SummarizationTrainer) -> None:
+        """Save what was trained, its log and what it cost; from here on the run needs no training."""
+        log = pd.DataFrame(trainer.state.log_history)
+        columns = ["step", "epoch", "loss", "eval_loss", "eval_rouge2", "learning_rate", "seconds"]
+        log = log[[name for name in columns if name in log]]
+        runs.write_csv(self.partial / "training_log.csv", log[log[["loss", "eval_loss"]].notna().any(axis=1)])
+        seconds = trainer.train_seconds
+        pairs = len(trainer.train_dataset) * trainer.state.epoch
+        metrics = {"train_seconds": round(seconds, 2), "train_samples_per_second": round(pairs / seconds, 3)}
+        if trainer.peak_memory is not None:
+            metrics["peak_memory_bytes"] = trainer.peak_memory
+        metrics |= models.count_parameters(trainer.model)
+        runs.write_json(self.partial / "training.json", metrics)
+        models.save(trainer.model, self.weights)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def prepare(
+    experiment: Experiment, method: Method, seed: int = 0, *, outputs: str | Path = runs.OUTPUTS, force: bool = False
+) -> Job:
+    """Check the data and find out what there is of a run: its finished record, or files of an interrupted one.
+
+    A run is done when its key matches and its weights are there. Files of an interrupted run with another key, or with
+    `force`, are removed; a finished record is replaced only when the new one is complete.
+    """
+    splits = data.load(experiment)
+    settings = experiment.settings_for(method)
+    config = runs.RunConfig(
+        experiment=experiment.name,
+        method=method.name,
+        model=experiment.model if not Path(experiment.model).is_absolute() else Path(experiment.model).name,
+        dataset=Path(experiment.dataset).name if Path(experiment.dataset).is_dir() else experiment.dataset,
+        seed=seed,
+        prompt=prompts.PROMPT,
+        max_prompt_tokens=experiment.max_prompt_tokens,
+        generation=asdict(experiment.generation),
+        settings=asdict(settings) if settings else None,
+        peft={key: list(value) if isinstance(value, tuple) else value for key, value in method.peft.items()}
+        if method.peft
+        else None,
+        dialogues={split: len(rows) for split, rows in splits.items()},
+        data_fingerprint=data.fingerprint(splits),
+        model_fingerprint=models.fingerprint(experiment.model),
+    )
+    folder = Path(outputs) / experiment.name / method.name / f"seed-{seed}"
+    job = Job(experiment, method, splits, config, folder, None)
+    if force:
+        shutil.rmtree(job.partial, ignore_errors=True)
+    else:
+        if (job.partial / "metrics.json").exists() and runs.read_config(job.partial / "config.json").key == config.key:
+            _publish(job)  # killed between the last file and the move
+        if (folder / "metrics.json").exists():
+            record = runs.read(folder)
+            if record.config.key == config.key and (record.weights or not method.trains):
+                print(f"{experiment.name}, {method.name}: loaded from the record of {record.date}; "
+                      f"FORCE = True (--force) runs it again.")  # fmt: skip
+                return Job(experiment, method, splits, config, folder, record)
+            print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings, data or no weights; "
+                  f"it is replaced when the new run is done.")  # fmt: skip
+    if job.partial.exists() and runs.read_config(job.partial / "config.json").key != config.key:
+        shutil.rmtree(job.partial)
+    job.partial.mkdir(parents=True, exist_ok=True)
+    runs.write_json(job.partial / "config.json", asdict(config))
+    if job.checkpoint:
+        print(f"{experiment.name}, {method.name}: going on from {Path(job.checkpoint).name}.")
+    return job
+
+
+def train(job: Job) -> None:
+    """Train a run's model, from its last checkpoint where there is one, and keep it."""
+    model = models.load(job.experiment)
+    transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
+    model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
+    trainer = SummarizationTrainer(
+        model,
+        job.settings,
+        job.experiment.generation,
+        job.splits["validation"],
+        args=training_arguments(job.settings, job.checkpoints, seed=job.config.seed),
+        train_dataset=encode(job.splits, "train", model.family),
+        eval_dataset=encode(job.splits, "validation", model.family),
+    )
+    trainer.train(resume_from_checkpoint=job.checkpoint)
+    job.keep(trainer)
+
+
+def finish(job: Job) -> runs.Run:
+    """Summarize the test split with the run's model as it was saved, score it once, and write the record."""
+    if job.record:
+        return job.record
+    model = load_model(job)
+    test = job.splits["test"]
+    start = time.perf_counter()
+    texts = summarize(model, test["dialogue"], job.experiment.generation)
+    seconds = time.perf_counter() - start
+    metrics = {name: round(float(value), 6) for name, value in score_all(texts, test["summaries"]).mean().items()}
+    metrics |= {"dialogues": len(test), "references": sum(len(references) for references in test["summaries"])}
+    metrics |= {"generate_seconds": round(seconds, 2)}
+    if job.method.trains:
+        metrics |= runs._read_json(job.partial / "training.json")
+    else:
+        metrics |= {"parameters": model.network.num_parameters(), "trainable_parameters": 0}
+    if job.method.peft:
+        metrics["adapter_bytes"] = sum(path.stat().st_size for path in job.weights.glob("*.safetensors"))
+    runs.write_csv(job.partial / "predictions.csv", pd.DataFrame({"id": test["id"], "prediction": texts}))
+    runs.write_json(job.partial / "environment.json", runs.environment())
+    (job.partial / "training.json").unlink(missing_ok=True)
+    runs.write_json(job.partial / "metrics.json", metrics)
+    _publish(job)
+    return runs.read(job.folder)
+
+
+def load_model(job: Job) -> models.Model:
+    """The model of a run, ready to write summaries: untrained, or as it was saved."""
+    model = models.reload(job.experiment, job.weights) if job.method.trains else models.load(job.experiment)
+    model.network.to(hardware.device())
+    return model
+
+
+def run(
+    experiment: Experiment, method: Method, seed: int = 0, *, outputs: str | Path = runs.OUTPUTS, force: bool = False
+) -> runs.Run:
+    """A finished run: loaded where it was made before, resumed where it was interrupted, otherwise made."""
+    job = prepare(experiment, method, seed, outputs=outputs, force=force)
+    if job.needs_training:
+        train(job)
+    return finish(job)
+
+
+def _publish(job: Job) -> None:
+    """Move a complete record into place, whatever was there before."""
+    old = job.folder.with_name(f"{job.folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if job.folder.exists():
+        job.folder.rename(old)
+    job.partial.rename(job.folder)
+    shutil.rmtree(old, ignore_errors=True)

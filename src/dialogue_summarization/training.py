@@ -1,0 +1,225 @@
+"""Training through the Hugging Face Trainer: its arguments, and the one subclass that both families share."""
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils.notebook import NotebookProgressCallback
+
+from . import hardware
+from .experiments import Generation, Settings
+from .generation import summarize
+from .models import Model
+from .rouge import score_all
+from .tokenization import IGNORED, Family
+
+SECONDS_BETWEEN_CHECKPOINTS = 600
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss stopped being a number; the message names the step and says what to do."""
+
+
+def encode(splits: datasets.DatasetDict, split: str, family: Family) -> datasets.Dataset:
+    """A split as Trainer takes it, a row a pair of dialogue and reference: `input_ids`, `labels`, `length`."""
+    return datasets.Dataset.from_list(
+        [
+            family.encode(row["dialogue"], summary)
+            for row in splits[split]
+            for summary in row["summaries"]
+        ]
+    )  # fmt: skip
+
+
+def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0) -> TrainingArguments:
+    """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
+
+    What the machine decides (precision, how many dialogues the device holds at once) does not change the effective batch.
+    """
+    micro_batch = hardware.micro_batch(settings.batch_size)
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.batch_size // micro_batch,
+        per_device_eval_batch_size=micro_batch,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,  # below 1: a share of all steps
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        train_sampling_strategy="group_by_length",  # dialogues of a batch are about as long: little padding
+        bf16=hardware.precision() == "bf16",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,  # the best checkpoint and the last
+        load_best_model_at_end=True,
+        metric_for_best_model=settings.select_by,
+        greater_is_better=settings.select_by != "loss",
+        prediction_loss_only=True,  # Trainer would keep the logits of every word otherwise
+        logging_steps=0.01,  # below 1: a share of all steps
+        logging_nan_inf_filter=False,  # it waits for the GPU at every step; SummarizationTrainer looks when it logs
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,  # our own bar, plain text
+        report_to="none",
+        seed=seed,
+        data_seed=seed,
+    )
+
+
+class SummarizationTrainer(Trainer):
+    """Trainer with what it lacks for summaries.
+
+    - A loss over summary tokens that is exact under gradient accumulation for both families: T5's own ignores
+      `num_items_in_batch`, while Trainer then leaves out its division, so that 4 x 8 dialogues step 4 times as far as 32.
+    - ROUGE of generated summaries of the validation dialogues in `evaluate`, for decoder-only models too
+      (`Seq2SeqTrainer` generates for encoder-decoder models alone), where `select_by` asks for it.
+    - A stop with the step's number when the loss is not finite, seconds of pure training in the log, a plain progress bar,
+      and a checkpoint every ten minutes, so that a kill in a long epoch loses little.
+
+    Args:
+        model: The model to train, its adapter included.
+        settings: The method's settings; `args` come from them by `training_arguments`.
+        generation: How validation summaries are written.
+        validation: The validation split as `data.load` gives it; needed where `select_by` is not "loss".
+        **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
+
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        generation: Generation | None = None,
+        validation: datasets.Dataset | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(
+            model=model.network, data_collator=model.family.collate, compute_loss_func=self._token_loss, **arguments
+        )
+        self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
+        self._clock: float | None = None
+        self._not_training = 0.0
+        # The mean of these batch losses over dialogues, which is what Trainer reports, is then the mean over tokens.
+        tokens = sum(len(labels) for labels in self.eval_dataset["labels"]) if self.eval_dataset else 0
+        self._eval_tokens_a_dialogue = tokens / len(self.eval_dataset) if self.eval_dataset else 1.0
+        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(_Progress())
+        self.add_callback(_TimedCheckpoint())
+        if settings.patience is not None:
+            self.add_callback(EarlyStoppingCallback(settings.patience))
+
+    def _token_loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Cross-entropy over the summary tokens of an optimizer step; on validation, of all dialogues, unsmoothed."""
+        shift = self.parts.family.label_shift
+        logits = outputs.logits[:, : outputs.logits.shape[1] - shift].flatten(0, 1).float()
+        smoothing = self.settings.label_smoothing if self.model.training else 0.0
+        total = cross_entropy(
+            logits, labels[:, shift:].flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+        )
+        if not self.model.training:
+            return total / (len(labels) * self._eval_tokens_a_dialogue)
+        return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's, and ROUGE of the validation summaries where the best checkpoint is chosen by it."""
+        start = time.perf_counter()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.settings.select_by != "loss":
+            texts = summarize(self.parts, self.validation["dialogue"], self.generation, progress=False)
+            scores = score_all(texts, self.validation["summaries"]).mean()
+            output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()})
+        self._not_training += time.perf_counter() - start
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, with the seconds of training so far.
+
+        Raises:
+            TrainingDiverged: The loss since the last log is not a finite number.
+
+        """
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            raise TrainingDiverged(
+                f"The loss is {logs['loss']} at step {self.state.global_step} of {self.state.max_steps}. Lower the learning "
+                f"rate ({self.settings.learning_rate:g}) or raise the warm-up ({self.settings.warmup:g}); in fp16, which this "
+                f"project never chooses, T5 overflows. Checkpoints so far are in {self.args.output_dir}."
+            )
+        super().log({**logs, "seconds": round(self.training_seconds(), 2)}, start_time)
+
+    def training_seconds(self) -> float:
+        """Wall time of training without evaluations, over all sittings of a run that was interrupted."""
+        if self._clock is None:
+            past = [entry["seconds"] for entry in self.state.log_history if "seconds" in entry]
+            self._clock = time.perf_counter() - (past[-1] if past else 0.0)
+            self._not_training = 0.0
+        return time.perf_counter() - self._clock - self._not_training
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; leaves `train_seconds` and `peak_memory`, the most bytes in use meanwhile (None where not known)."""
+        with hardware.PeakMemory() as peak:
+            output = super().train(*args, **kwargs)
+        self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
+        return output
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's; the first starts the clock."""
+        if self._clock is None:
+            self.training_seconds()
+        return super().training_step(*args, **kwargs)
+
+
+class _Progress(TrainerCallback):
+    """A bar of plain text: Trainer's own in notebooks is HTML, in terminals it prints a dictionary a log."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", file=sys.stdout, mininterval=1
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = {name: kwargs["logs"][name] for name in ("loss", "eval_loss", "eval_rouge2") if name in kwargs["logs"]}
+        if loss:
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in loss.items()}, refresh=False)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.close()
+
+
+class _TimedCheckpoint(TrainerCallback):
+    """A checkpoint where the last one lies `SECONDS_BETWEEN_CHECKPOINTS` back, beside those at each epoch's end."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.last = time.monotonic()
