@@ -1,8 +1,8 @@
 """Load, check and describe dialogues: three splits, one row a dialogue, with all its reference summaries.
 
-A source is a Hub data set, a folder with `train`, `validation` and `test` as `.csv` or `.jsonl`, or the packaged sample.
-Columns: `id`, `dialogue`, `summary` (JSON lines may hold a list of summaries), and `topic` if there is one. Rows with the
-same dialogue are one dialogue with several references, as in DialogSum's test split (Chen et al. 2021).
+A source is a Hub data set, a folder with `train`, `validation` and `test` as `.csv` or `.jsonl`, or the packaged
+sample. Columns: `id`, `dialogue`, `summary` (JSON lines may hold a list of summaries), and `topic` if there is one.
+Rows with the same dialogue are one dialogue with several references, as in DialogSum's test split (Chen et al. 2021).
 """
 
 import csv
@@ -200,8 +200,8 @@ def fold(text: str) -> str:
 def leaks(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:
     """Dialogues that repeat within a split or stand in another, after folding case and punctuation.
 
-    `shares 80 %` and `shares 50 %` count the dialogues that have at least that share of their 8-grams in common with one
-    dialogue of the split they are compared with (repeats included).
+    `shares 80 %` and `shares 50 %` count the dialogues that have at least that share of their 8-grams in common with
+    one dialogue of the split they are compared with (repeats included).
     """
     folded = {split: [fold(dialogue) for dialogue in rows["dialogue"]] for split, rows in splits.items()}
     table = [
@@ -219,7 +219,7 @@ def leaks(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:
 
 
 def overlaps(dialogues: Iterable[str], others: Iterable[str], n: int = 8) -> list[float]:
-    """For each dialogue the largest share of its n-grams (of folded words) that one dialogue of `others` has, 0 to 1."""
+    """For each dialogue the largest share, 0 to 1, of its n-grams of folded words that one of `others` has."""
 
     def ngrams(text: str) -> set[str]:
         words = fold(text).split()

@@ -82,7 +82,7 @@ class Experiment:
     """A model, a data set, and the settings of each method on them.
 
     `model` is a Hub id, a folder, or the packaged model. `dataset` is a Hub id, a folder, or the packaged sample.
-    `dialogues` limits a split to its first dialogues. `settings` is per method; `full` and `lora` serve those not named.
+    `dialogues` limits a split to its first dialogues. `settings` is per method; `full` and `lora` serve the others.
     """
 
     name: str

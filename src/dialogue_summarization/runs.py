@@ -1,5 +1,7 @@
-"""The record of a run on disk: what was asked (`config.json`), what was measured (`metrics.json`, `predictions.csv`,
-`training_log.csv`) and where (`environment.json`), apart from one another.
+"""The record of a run on disk: write it, read it, list them.
+
+What was asked (`config.json`), what was measured (`metrics.json`, `predictions.csv`, `training_log.csv`) and where
+(`environment.json`) are apart from one another.
 """
 
 import csv
@@ -31,7 +33,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that decides a run's result, and what things are called. `settings` is None for a model that is not trained."""
+    """All that decides a run's result, and what things are called. `settings` is None where nothing is trained."""
 
     experiment: str
     method: str

@@ -119,7 +119,7 @@ def prepare(
                 print(f"{experiment.name}, {method.name}: loaded from the record of {record.date}; "
                       f"FORCE = True (--force) runs it again.")  # fmt: skip
                 return Job(experiment, method, splits, config, folder, record)
-            print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings, data or no weights; "
+            print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings or no weights; "
                   f"it is replaced when the new run is done.")  # fmt: skip
     if job.partial.exists() and runs.read_config(job.partial / "config.json").key != config.key:
         shutil.rmtree(job.partial)

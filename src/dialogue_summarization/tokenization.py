@@ -1,7 +1,8 @@
 """The two families of models. All that differs between encoder-decoder and decoder-only models is here.
 
-An encoder-decoder model (T5, BART) reads the prompt in its encoder and writes the summary with its decoder. A decoder-only
-model (SmolLM2, Llama) continues the prompt: prompt and summary are one sequence, and the loss is on the summary alone.
+An encoder-decoder model (T5, BART) reads the prompt in its encoder and writes the summary with its decoder. A
+decoder-only model (SmolLM2, Llama) continues the prompt: prompt and summary are one sequence, and the loss is on the
+summary alone.
 """
 
 from collections.abc import Callable
@@ -119,9 +120,9 @@ class DecoderOnly:
         return output_ids[:, prompt_length:]
 
     def _render(self, dialogue: str) -> str:
-        """The prompt as a chat turn, without the system prompt that some templates add by themselves (SmolLM2: 30 tokens).
+        """The prompt as a chat turn, without the system prompt that some templates add (SmolLM2: 30 tokens).
 
-        Rendered behind a system message of our own, which is then cut off, since templates add theirs where there is none.
+        Rendered behind a system message of our own, which is then cut off: templates add theirs where there is none.
         """
         if not self.tokenizer.chat_template:
             return prompt(dialogue).rstrip()  # the summary begins with the space

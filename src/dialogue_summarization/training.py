@@ -51,7 +51,7 @@ def encode(splits: datasets.DatasetDict, split: str, family: Family) -> datasets
 def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0) -> TrainingArguments:
     """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
 
-    What the machine decides (precision, how many dialogues the device holds at once) does not change the effective batch.
+    What the machine decides (precision, how many dialogues the device holds at once) leaves the effective batch as it is.
     """
     micro_batch = hardware.micro_batch(settings.batch_size)
     return TrainingArguments(
@@ -90,11 +90,11 @@ class SummarizationTrainer(Trainer):
     """Trainer with what it lacks for summaries.
 
     - A loss over summary tokens that is exact under gradient accumulation for both families: T5's own ignores
-      `num_items_in_batch`, while Trainer then leaves out its division, so that 4 x 8 dialogues step 4 times as far as 32.
+      `num_items_in_batch`, while Trainer then leaves out its division: 4 x 8 dialogues would step 4 times as far as 32.
     - ROUGE of generated summaries of the validation dialogues in `evaluate`, for decoder-only models too
       (`Seq2SeqTrainer` generates for encoder-decoder models alone), where `select_by` asks for it.
-    - A stop with the step's number when the loss is not finite, seconds of pure training in the log, a plain progress bar,
-      and a checkpoint every ten minutes, so that a kill in a long epoch loses little.
+    - A stop with the step's number when the loss is not finite, seconds of pure training in the log, a plain progress
+      bar, and a checkpoint every ten minutes, so that a kill in a long epoch loses little.
 
     Args:
         model: The model to train, its adapter included.
@@ -163,9 +163,9 @@ class SummarizationTrainer(Trainer):
         """
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise TrainingDiverged(
-                f"The loss is {logs['loss']} at step {self.state.global_step} of {self.state.max_steps}. Lower the learning "
-                f"rate ({self.settings.learning_rate:g}) or raise the warm-up ({self.settings.warmup:g}); in fp16, which this "
-                f"project never chooses, T5 overflows. Checkpoints so far are in {self.args.output_dir}."
+                f"The loss is {logs['loss']} at step {self.state.global_step} of {self.state.max_steps}. Lower the "
+                f"learning rate ({self.settings.learning_rate:g}) or raise the warm-up ({self.settings.warmup:g}). "
+                f"Checkpoints so far are in {self.args.output_dir}."
             )
         super().log({**logs, "seconds": round(self.training_seconds(), 2)}, start_time)
 
@@ -178,7 +178,7 @@ class SummarizationTrainer(Trainer):
         return time.perf_counter() - self._clock - self._not_training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; leaves `train_seconds` and `peak_memory`, the most bytes in use meanwhile (None where not known)."""
+        """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes (None where it is not known)."""
         with hardware.PeakMemory() as peak:
             output = super().train(*args, **kwargs)
         self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
