@@ -21,8 +21,10 @@ torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nBe kind<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nBe kind<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -94,8 +96,10 @@ def tiny_network(family, vocab_size=400, dropout=0.0):
             eos_token_id=1,
         )  # fmt: skip
         network = transformers.T5ForConditionalGeneration(config)
-        with torch.no_grad():  # an untied head starts with standard deviation 1, for a loss in the hundreds
-            network.lm_head.weight.mul_(config.d_model**-0.5)
+        # FLAN-T5's head is its own, which T5Config no longer says in transformers 5: its weights decide. Scaled, since it
+        # would start with standard deviation 1 otherwise, for a loss in the hundreds.
+        head = network.shared.weight.detach().clone().normal_(std=config.d_model**-0.5)
+        network.lm_head.weight = torch.nn.Parameter(head)
         return network
     config = transformers.LlamaConfig(
         vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

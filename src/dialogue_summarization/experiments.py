@@ -154,11 +154,14 @@ def method(name: str) -> Method:
     return _lookup("run", name, METHODS)
 
 
-def experiment(name: str, *, dataset: str | None = None, limit: int | None = None) -> Experiment:
+def experiment(
+    name: str, *, model: str | None = None, dataset: str | None = None, limit: int | None = None
+) -> Experiment:
     """The experiment of that name, or one derived from it, with a name of its own so that it overwrites nothing.
 
     Args:
         name: One of `EXPERIMENTS`.
+        model: Another model: a Hub id or a folder.
         dataset: Another data source: a Hub id or a folder.
         limit: Only the first dialogues of each split.
 
@@ -167,6 +170,8 @@ def experiment(name: str, *, dataset: str | None = None, limit: int | None = Non
 
     """
     found = _lookup("experiment", name, EXPERIMENTS)
+    if model:
+        found = replace(found, name=f"{found.name}-{Path(model).name}", model=str(model))
     if dataset:
         found = replace(found, name=f"{found.name}-{Path(dataset).name}", dataset=str(dataset), dialogues={})
     if limit is not None:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,6 +47,12 @@ TARGETS: dict[str, dict[str, str]] = {
 }
 
 
+# peft 0.21 reads an attribute under the name that transformers 5.23 calls old; and merging FLAN-T5, whose head is its own,
+# it says so.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied", category=UserWarning)
+
+
 class ModelError(RuntimeError):
     """A model that cannot be had or used here; the message says what to do."""
 
@@ -68,20 +75,23 @@ def load(experiment: Experiment) -> Model:
         ModelError: It is not there and cannot be fetched, or does not fit into memory.
 
     """
-    path = resolve(experiment.model)
-    tokenizer, family = load_family(experiment)
+    return _load(resolve(experiment.model), experiment.max_prompt_tokens)
+
+
+def _load(path: str, max_prompt_tokens: int) -> Model:
+    tokenizer, family = load_family(path, max_prompt_tokens)
     hardware.require_memory(path)
-    network = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    with hardware.quiet():
+        network = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     return Model(network.eval(), tokenizer, family)
 
 
-def load_family(experiment: Experiment) -> tuple[PreTrainedTokenizerBase, Family]:
-    """The tokenizer and family of an experiment's model, without its weights."""
-    path = resolve(experiment.model)
+def load_family(path: str, max_prompt_tokens: int) -> tuple[PreTrainedTokenizerBase, Family]:
+    """The tokenizer and family of the model in a folder, without its weights."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:  # many Llamas: any token serves, since padding is masked by length
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, family_of(AutoConfig.from_pretrained(path), tokenizer, experiment.max_prompt_tokens)
+    return tokenizer, family_of(AutoConfig.from_pretrained(path), tokenizer, max_prompt_tokens)
 
 
 def resolve(model: str) -> str:
@@ -236,11 +246,13 @@ def count_parameters(network: torch.nn.Module) -> dict[str, int]:
     }
 
 
-def save(network: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
-    """Write a model, or its adapter alone, as safetensors: whole, or not at all."""
+def save(model: Model, folder: Path) -> None:
+    """Write a model, or its adapter alone, as safetensors, with its tokenizer: whole, or not at all."""
     temporary = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    network.save_pretrained(temporary)
+    with hardware.quiet():
+        model.network.save_pretrained(temporary)
+    model.tokenizer.save_pretrained(temporary)
     temporary.rename(folder)
 
 
@@ -250,6 +262,4 @@ def reload(experiment: Experiment, folder: Path) -> Model:
         base = load(experiment)
         network = peft.PeftModel.from_pretrained(base.network, folder)
         return Model(network.eval(), base.tokenizer, base.family)
-    tokenizer, family = load_family(experiment)
-    network = family.auto_model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return Model(network.eval(), tokenizer, family)
+    return _load(str(folder), experiment.max_prompt_tokens)

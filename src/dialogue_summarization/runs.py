@@ -20,7 +20,8 @@ from pathlib import Path
 import pandas as pd
 
 from . import hardware
-from .data import ROOT
+from .data import ROOT, read_rows
+from .experiments import METHODS, Experiment, Generation
 
 OUTPUTS = ROOT / "outputs"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "rouge-score")
@@ -73,6 +74,13 @@ class Run:
         return self.config.method
 
     @property
+    def experiment(self) -> Experiment:
+        """The experiment as far as using the model takes it: without data and settings of training."""
+        asked = self.config
+        generation = Generation(**asked.generation)
+        return Experiment(asked.experiment, "", asked.model, asked.dataset, {}, {}, asked.max_prompt_tokens, generation)
+
+    @property
     def date(self) -> str:
         """The day it was made."""
         return str(self.environment["date"])[:10]
@@ -98,13 +106,13 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write CSV in UTF-8 with LF lines: whole, or not at all."""
     temporary = path.with_suffix(".partial")
-    table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     os.replace(temporary, path)
 
 
 def read_config(path: Path) -> RunConfig:
     """What a record's run was asked for. Raises `RecordError` where keys are unknown or missing."""
-    content = _read_json(path)
+    content = read_json(path)
     known = {entry.name for entry in dataclasses.fields(RunConfig)}
     if odd := sorted(known.symmetric_difference(content)):
         raise RecordError(f"{path}: unknown or missing keys {', '.join(odd)}. Move the folder away and run again.")
@@ -123,9 +131,9 @@ def read(folder: Path) -> Run:
         return Run(
             folder=folder,
             config=read_config(folder / "config.json"),
-            environment=_read_json(folder / "environment.json"),
-            metrics=_read_json(folder / "metrics.json"),
-            predictions=pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False, encoding="utf-8"),
+            environment=read_json(folder / "environment.json"),
+            metrics=read_json(folder / "metrics.json"),
+            predictions=pd.DataFrame(read_rows(folder / "predictions.csv")),
             log=pd.read_csv(log) if log.exists() else pd.DataFrame(),
         )
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -136,7 +144,8 @@ def read(folder: Path) -> Run:
         ) from None
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises `RecordError`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -155,8 +164,6 @@ def collect(experiment: str, outputs: str | Path = OUTPUTS) -> list[Run]:
 
 
 def _order(run: Run) -> tuple[int, str, int]:
-    from .experiments import METHODS
-
     names = list(METHODS)
     return (names.index(run.name) if run.name in names else len(names), run.name, run.config.seed)
 

@@ -75,7 +75,7 @@ class Job:
             metrics["peak_memory_bytes"] = trainer.peak_memory
         metrics |= models.count_parameters(trainer.model)
         runs.write_json(self.partial / "training.json", metrics)
-        models.save(trainer.model, self.weights)
+        models.save(trainer.parts, self.weights)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
@@ -92,8 +92,8 @@ def prepare(
     config = runs.RunConfig(
         experiment=experiment.name,
         method=method.name,
-        model=experiment.model if not Path(experiment.model).is_absolute() else Path(experiment.model).name,
-        dataset=Path(experiment.dataset).name if Path(experiment.dataset).is_dir() else experiment.dataset,
+        model=experiment.model,
+        dataset=experiment.dataset,
         seed=seed,
         prompt=prompts.PROMPT,
         max_prompt_tokens=experiment.max_prompt_tokens,
@@ -161,7 +161,7 @@ def finish(job: Job) -> runs.Run:
     metrics |= {"dialogues": len(test), "references": sum(len(references) for references in test["summaries"])}
     metrics |= {"generate_seconds": round(seconds, 2)}
     if job.method.trains:
-        metrics |= runs._read_json(job.partial / "training.json")
+        metrics |= runs.read_json(job.partial / "training.json")
     else:
         metrics |= {"parameters": model.network.num_parameters(), "trainable_parameters": 0}
     if job.method.peft:

@@ -51,7 +51,7 @@ def encode(splits: datasets.DatasetDict, split: str, family: Family) -> datasets
 def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0) -> TrainingArguments:
     """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
 
-    What the machine decides (precision, how many dialogues the device holds at once) leaves the effective batch as it is.
+    What the machine decides (precision, how many dialogues the device holds at once) leaves the effective batch.
     """
     micro_batch = hardware.micro_batch(settings.batch_size)
     return TrainingArguments(
@@ -183,6 +183,11 @@ class SummarizationTrainer(Trainer):
             output = super().train(*args, **kwargs)
         self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
         return output
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer's, but for tied weights, which a checkpoint holds once: T5's embeddings have three names."""
+        missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trainer's; the first starts the clock."""

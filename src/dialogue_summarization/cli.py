@@ -1,0 +1,219 @@
+"""The command `study`: run an experiment's notebooks, score a file, summarize a dialogue.
+
+Heavy packages are imported where they are used, so that `study --help` answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .experiments import EXPERIMENTS, METHODS, STUDY_RUNS, ConfigurationError, experiment, method
+
+DESCRIPTION = """\
+Fine-tune a small language model to summarize dialogues, and compare zero-shot, full fine-tuning and LoRA.
+
+  study                                     the quickstart: notebooks 01 to 04, minutes on a CPU, no network
+  study smollm2-dialogsum --dataset PATH    the study, on DialogSum in a folder
+  study flan-t5-base-dialogsum              the study as first conceived, from the Hugging Face Hub
+  study score predictions.csv --dataset PATH --split test
+  study summarize RUN FILE                  a summary from a trained model; - reads the dialogue from standard input
+"""
+NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 where all went well, 1 for an error that the user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        arguments.insert(0, "quickstart")
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        print(f"study: {error}", file=sys.stderr)
+        return 1
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Our own errors say what to do; of any other the traceback is worth more."""
+    return type(error).__module__.startswith("dialogue_summarization")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = argparse.ArgumentParser(
+        "study", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="experiments and commands", metavar="")
+    for name, entry in EXPERIMENTS.items():
+        command = commands.add_parser(name, help=entry.title, description=f"Run the study on {entry.title}.")
+        command.add_argument("--runs", default=",".join(STUDY_RUNS), metavar="RUN,RUN",
+                             help=f"which runs, of: {', '.join(METHODS)} (default: all)")  # fmt: skip
+        command.add_argument("--model", metavar="SOURCE", help="another model: a Hub id, or a folder with its files")
+        command.add_argument("--dataset", metavar="SOURCE", help="other data: a Hub id, or a folder with train, "
+                             "validation and test as .csv or .jsonl")  # fmt: skip
+        command.add_argument("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
+        command.add_argument("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
+        command.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are written (default: outputs)")
+        command.add_argument("--force", action="store_true", help="run again what is done already")
+        command.set_defaults(run=_study, experiment=name)
+    score = commands.add_parser(
+        "score",
+        help="score a file of summaries",
+        description="ROUGE of a CSV of summaries: a row a dialogue with id and prediction, or a row a reference in the "
+        "split's order.",
+    )
+    score.add_argument("predictions", type=Path, help="the CSV file")
+    score.add_argument("--dataset", required=True, metavar="SOURCE", help="a Hub id or a folder")
+    score.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    score.add_argument("--column", default="prediction", help="the column with the summaries (default: prediction)")
+    score.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    score.set_defaults(run=_score)
+    summarize = commands.add_parser("summarize", help="summarize a dialogue with a trained model")
+    summarize.add_argument("record", metavar="RUN", type=Path,
+                           help="a run's folder, as outputs/quickstart/full/seed-0, or quickstart/full")  # fmt: skip
+    summarize.add_argument("file", metavar="FILE", help="a text file with a dialogue, or - for standard input")
+    summarize.set_defaults(run=_summarize)
+    return parser
+
+
+def _study(options: argparse.Namespace) -> int:
+    names = [name.strip() for name in options.runs.split(",") if name.strip()]
+    for name in names:
+        method(name)
+    chosen = experiment(options.experiment, model=options.model, dataset=options.dataset, limit=options.limit)
+
+    from . import data, report, runs
+
+    notebooks = data.ROOT / "notebooks"
+    if not notebooks.exists():
+        raise ConfigurationError(f"There is no folder {notebooks}: run `study` in a clone of the project.")
+    splits = data.load(chosen)  # bad data is said now, not by a notebook
+    outputs = (options.outputs or runs.OUTPUTS).resolve()
+    folder = outputs / chosen.name
+    parameters = {
+        "EXPERIMENT": options.experiment,
+        "RUNS": ",".join(names),
+        "MODEL": _absolute(options.model),
+        "DATASET": _absolute(options.dataset),
+        "LIMIT": options.limit,
+        "SEED": options.seed,
+        "FORCE": options.force,
+        "OUTPUTS": str(outputs),
+    }
+    print(f"{chosen.name}: {', '.join(names)}")
+    for name in _needed(names):
+        _execute(notebooks / f"{name}.ipynb", folder / "notebooks", parameters)
+    made = [run for run in runs.collect(chosen.name, outputs) if run.name in names and run.config.seed == options.seed]
+    print(f"\n{report.results(made, splits['test']).to_string()}\n\n{report.signature(splits['test'])}")
+    print(f"Model: {chosen.model}. Device: {made[0].environment['device']}.")
+    print(f"\nExecuted notebooks, each with an HTML copy: {_relative(folder / 'notebooks')}")
+    print(f"Records of the runs:                        {_relative(folder)}")
+    return 0
+
+
+def _needed(names: Sequence[str]) -> list[str]:
+    """The notebooks that make these runs, and the one that compares them."""
+    kinds = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}
+    needed = {kinds.get(name, NOTEBOOKS[2]) for name in names} | {NOTEBOOKS[3]}
+    return [name for name in NOTEBOOKS if name in needed]
+
+
+def _absolute(source: str | None) -> str | None:
+    """A folder's full path, since notebooks run elsewhere; a Hub id as it is."""
+    return str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().is_dir() else source
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _execute(source: Path, folder: Path, parameters: dict[str, object]) -> None:
+    """Run a notebook from a fresh kernel, with a progress bar, and keep it executed and as HTML, failed or not."""
+    import nbconvert
+    import nbformat
+    import papermill
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / source.name
+    try:
+        papermill.execute_notebook(
+            str(source), str(target), parameters, kernel_name="python3", cwd=str(source.parent),
+            extra_arguments=["--IPKernelApp.log_level=40"],  # its note on TCP would break the progress bar
+            progress_bar={"desc": source.stem, "bar_format": "{desc:22}{bar:30} {n_fmt}/{total_fmt} cells {elapsed}"},
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise NotebookFailed(
+            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"The notebook as far as it came: {_relative(target)}. What was finished is kept; the same command goes on."
+        ) from error
+    finally:
+        if target.exists():
+            notebook = nbformat.read(target, as_version=4)
+            tidy(notebook)
+            nbformat.write(notebook, target)
+            html, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+            target.with_suffix(".html").write_text(html, encoding="utf-8", newline="\n")
+
+
+class NotebookFailed(RuntimeError):
+    """A cell of a notebook raised an error; the message names both."""
+
+
+def tidy(notebook: dict) -> None:
+    """Leave of each progress bar its last state, and nothing of papermill's notes and of widgets' state."""
+    for name in ("papermill", "widgets"):
+        notebook["metadata"].pop(name, None)
+    for cell in notebook["cells"]:
+        for name in ("papermill", "execution"):
+            cell["metadata"].pop(name, None)
+        for output in cell.get("outputs", ()):
+            if output.get("output_type") == "stream":
+                lines = output["text"].split("\n")
+                output["text"] = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from . import data, report
+    from .rouge import score_all
+
+    rows = data.load_source(options.dataset)[options.split]
+    predictions, references = report.match(options.predictions, options.column, rows)
+    means = score_all(predictions, references).mean()
+    if options.json:
+        print(json.dumps({name: round(float(value), 6) for name, value in means.items()}))
+        return 0
+    table = means.rename(report.HEADINGS).round(4).to_frame("F1")
+    print(f"{table.to_string()}\n\n{len(predictions)} summaries. {report.signature(rows)}")
+    return 0
+
+
+def _summarize(options: argparse.Namespace) -> int:
+    from . import data, hardware, models, runs
+    from .generation import summarize
+
+    places = [path for path in (options.record, runs.OUTPUTS / options.record) if path.exists()]
+    if not places:
+        raise ConfigurationError(f"There is no run {options.record}. `study` makes the runs of quickstart.")
+    place = places[0] if (places[0] / "config.json").exists() else places[0] / "seed-0"
+    run = runs.read(place)
+    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
+    if not text.strip():
+        raise data.DataError("The dialogue is empty.")
+    chosen = run.experiment
+    if run.weights is None and run.config.settings is not None:
+        raise ConfigurationError(f"The weights of {place} are not there: `study {chosen.name}` makes them.")
+    with hardware.quiet():
+        model = models.reload(chosen, run.weights) if run.weights else models.load(chosen)
+        model.network.to(hardware.device())
+        print(summarize(model, [text.strip()], chosen.generation, progress=False)[0])
+    return 0

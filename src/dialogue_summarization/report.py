@@ -1,0 +1,196 @@
+"""Tables from runs: what the notebooks show and the command line prints."""
+
+import importlib.metadata
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import transformers
+
+from .data import read_rows
+from .rouge import TYPES, score_all
+from .runs import Run
+from .significance import interval
+
+HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+
+
+class PredictionsError(ValueError):
+    """Predictions that do not belong to the dialogues they are scored against."""
+
+
+def dialogue_scores(run: Run, test: datasets.Dataset) -> pd.DataFrame:
+    """ROUGE of each test dialogue (a row each, indexed by id), of the summaries that a run recorded.
+
+    Raises:
+        PredictionsError: The record's summaries are not those of these dialogues.
+    """
+    written = dict(zip(run.predictions["id"], run.predictions["prediction"], strict=True))
+    if list(written) != list(test["id"]):
+        raise PredictionsError(
+            f"{run.folder}: its {len(written)} summaries are not of these {len(test)} test dialogues. "
+            f"Was the run made with another data set or limit?"
+        )
+    return score_all(list(written.values()), test["summaries"]).set_index(pd.Index(test["id"], name="id"))
+
+
+def match(path: Path, column: str, split: datasets.Dataset) -> tuple[list[str], list[list[str]]]:
+    """Summaries in a CSV file, with the references of each.
+
+    Either a row a dialogue, found by its `id`; or a row a reference in the split's order, each then scored against its
+    own, as files of DialogSum's 1,500 test rows are.
+
+    Raises:
+        PredictionsError: Ids are missing, unknown or repeated, a summary is empty, or there is neither id nor a row a
+            reference.
+    """
+    rows = read_rows(path)
+    if not rows or column not in rows[0]:
+        there = ", ".join(rows[0]) if rows else "no rows"
+        raise PredictionsError(f"{path}: there is no column {column!r} (there are: {there}). Name it with --column.")
+    if empty := [number for number, row in enumerate(rows, 1) if not (row[column] or "").strip()]:
+        raise PredictionsError(f"{path}: {_count(empty, 'row')} without a summary in column {column!r}.")
+    texts = [row[column] for row in rows]
+    references = [[reference] for several in split["summaries"] for reference in several]
+    if "id" not in rows[0]:
+        if len(rows) != len(references):
+            raise PredictionsError(
+                f"{path}: no column 'id', and {len(rows)} rows where the split has {len(references)} references."
+            )
+        return texts, references
+    ids = [row["id"] for row in rows]
+    problems = {
+        "repeated": sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else [],
+        "unknown": sorted(set(ids) - set(split["id"])),
+        "missing": [name for name in split["id"] if name not in set(ids)],
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{kind}: {_count(names, 'id')}" for kind, names in problems.items() if names)
+        raise PredictionsError(f"{path} does not have each dialogue of the split once. {said}.")
+    written = dict(zip(ids, texts, strict=True))
+    return [written[name] for name in split["id"]], list(split["summaries"])
+
+
+def _count(names: Sequence[object], what: str) -> str:
+    shown = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
+
+
+def results(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
+    """A row a run: ROUGE as mean and 95 % interval over dialogues, the share of weights trained, and the seconds."""
+    rows = []
+    for run in runs:
+        scores = dialogue_scores(run, test)
+        row: dict[str, object] = {"run": label(run)}
+        for name in TYPES:
+            low, high = interval(scores[name])
+            row[HEADINGS[name]] = f"{scores[name].mean():.3f} [{low:.3f}, {high:.3f}]"
+        share = run.metrics["trainable_parameters"] / run.metrics["parameters"]
+        row["trained"] = f"{share:.2%}" if share else "none"
+        row["training s"] = _number(run.metrics.get("train_seconds"), ".0f")
+        row["summaries s"] = _number(run.metrics.get("generate_seconds"), ".0f")
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("run")
+
+
+def costs(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row a run: what it took to train, keep and use, measured."""
+    rows = [
+        {
+            "run": label(run),
+            "weights": f"{run.metrics['parameters']:,}",
+            "trained": f"{run.metrics['trainable_parameters']:,}",
+            "training s": _number(run.metrics.get("train_seconds"), ".0f"),
+            "dialogues a s": _number(run.metrics.get("train_samples_per_second"), ".2f"),
+            "peak memory GiB": _number(run.metrics.get("peak_memory_bytes"), ".2f", 1 << 30),
+            "to ship MB": _number(_shipped(run), ".1f", 1e6),
+            "summaries s": _number(run.metrics.get("generate_seconds"), ".0f"),
+            "device": run.environment["device"],
+        }
+        for run in runs
+    ]
+    return pd.DataFrame(rows).set_index("run")
+
+
+def differences(runs: Sequence[Run], test: datasets.Dataset, measure: str) -> pd.DataFrame:
+    """A row a pair of runs: the mean difference dialogue by dialogue, its 95 % interval, and what that says."""
+    scores = {label(run): dialogue_scores(run, test)[measure] for run in runs}
+    rows = []
+    for one, other in itertools.combinations(sorted(scores, key=lambda name: -scores[name].mean()), 2):
+        gap = scores[one] - scores[other]
+        low, high = interval(gap)
+        rows.append(
+            {
+                "pair": f"{one} over {other}",
+                f"{HEADINGS[measure]} difference": f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
+                "these dialogues tell": "a difference" if low > 0 or high < 0 else "no difference",
+            }
+        )
+    return pd.DataFrame(rows, columns=["pair", f"{HEADINGS[measure]} difference", "these dialogues tell"]).set_index(
+        "pair"
+    )
+
+
+def sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
+    """A row a run: where its record comes from; for a run that is missing, which notebook makes it."""
+    makers = {"zero-shot": "notebook 01 makes it", "full": "notebook 02 makes it"}
+    reference = any(run.is_reference for run in runs)
+    rows = {
+        label(run): f"made here on {run.date}"
+        if not run.is_reference
+        else f"reference of {run.date}, committed; {makers.get(run.name, 'notebook 03 makes it')} anew"
+        for run in runs
+    }
+    if not reference:
+        there = {run.name for run in runs}
+        rows |= {name: f"missing: {makers.get(name, 'notebook 03 makes it')}" for name in names if name not in there}
+    return pd.DataFrame({"record": rows}).rename_axis("run")
+
+
+def plain_output() -> None:
+    """Set a notebook up to show whole texts in tables, and neither redrawn bars nor notes of the libraries."""
+    pd.set_option("display.max_colwidth", None)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def label(run: Run) -> str:
+    """The run's name, its seed where it is not 0, and whether it is one of the committed reference records."""
+    seed = f", seed {run.config.seed}" if run.config.seed else ""
+    return f"{run.name}{seed}{' (reference)' if run.is_reference else ''}"
+
+
+def signature(test: datasets.Dataset) -> str:
+    """How scores were computed, in one line, as sacrebleu's signatures do (Post 2018)."""
+    counts = sorted({len(references) for references in test["summaries"]})
+    return (
+        f"rouge_score:{importlib.metadata.version('rouge-score')}|stem:yes|refs:mean{'-'.join(map(str, counts))}"
+        f"|lsum:sentences|n:{len(test)}|bs:10000|seed:0"
+    )
+
+
+def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> pd.DataFrame:
+    """The dialogues on which one run scores best, in the middle and worst by ROUGE-L, with every run's summary."""
+    order = dialogue_scores(by, test)["rougeL"].reset_index(drop=True).sort_values(ascending=False, kind="stable").index
+    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    columns = {}
+    for rule, number in chosen.items():
+        row = test[int(number)]
+        column = {"dialogue": row["dialogue"]}
+        column |= {f"reference {place}": text for place, text in enumerate(row["summaries"], 1)}
+        column |= {label(run): run.predictions["prediction"].iloc[int(number)] for run in runs}
+        columns[f"{rule} ({row['id']})"] = column
+    return pd.DataFrame(columns)
+
+
+def _shipped(run: Run) -> float | None:
+    """Bytes that somebody needs who has the base model: the adapter, all weights as fp32, or nothing."""
+    if run.config.settings is None:
+        return None
+    return run.metrics.get("adapter_bytes", run.metrics["parameters"] * 4)
+
+
+def _number(value: float | None, spec: str, unit: float = 1) -> str:
+    return "–" if value is None else format(value / unit, spec)

@@ -1,0 +1,119 @@
+"""The command `study`, as a process of its own."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import SHARED, tiny_experiment, tiny_rows
+
+from dialogue_summarization import cli, experiments, study
+
+PUBLISHED = SHARED / "published"
+needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published predictions are not here")
+
+
+def command(*arguments, **options):
+    line = [sys.executable, "-m", "dialogue_summarization", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, **options)
+
+
+def write_csv(path, header, rows):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def test_help_names_every_experiment_and_command():
+    done = command("--help")
+    assert done.returncode == 0
+    for word in (*experiments.EXPERIMENTS, "score", "summarize"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nonsense"], "quickstart"),
+        (["quickstart", "--runs", "full,bert"], "lora-balanced"),
+        (["quickstart", "--limit", "0"], "1 or more"),
+        (["quickstart", "--dataset", "./nowhere"], "no folder"),
+        (["summarize", "quickstart/nothing", "-"], "no run"),
+    ],
+)
+def test_mistakes_get_one_clear_line(arguments, said):
+    done = command(*arguments, input="")
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_experiment_means_quickstart(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_study", lambda options: seen.append((options.experiment, options.limit)) or 0)
+    assert cli.main([]) == 0 and cli.main(["--limit", "3"]) == 0
+    assert seen == [("quickstart", None), ("quickstart", 3)]
+
+
+@needs_published
+@pytest.mark.parametrize(
+    "file, column, rouge1, rouge2, rouge_l",
+    [
+        ("flan_t5_base", "original_model_summaries", 0.2333, 0.0761, 0.2015),
+        ("flan_t5_base", "instruct_model_summaries", 0.4214, 0.1803, 0.3384),
+        ("flan_t5_base", "peft_model_summaries", 0.4081, 0.1635, 0.3251),
+        ("bart_large", "prediction", 0.4748, 0.2140, 0.3877),
+        ("gpt_4o", "prediction", 0.3535, 0.1109, 0.2880),
+        ("gpt_4", "prediction", 0.3496, 0.1235, 0.2899),
+        ("gpt_35", "prediction", 0.3290, 0.1246, 0.2665),
+    ],
+)
+def test_published_predictions_score_as_published(file, column, rouge1, rouge2, rouge_l):
+    path = PUBLISHED / f"{file}_dialogsum_predictions.csv"
+    done = command("score", path, "--dataset", SHARED / "dialogsum", "--split", "test", "--column", column, "--json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert [scores[name] for name in ("rouge1", "rouge2", "rougeL")] == pytest.approx(
+        [rouge1, rouge2, rouge_l], abs=5e-4
+    )
+
+
+def test_score_by_id_whatever_the_order(tiny_data, tmp_path):
+    references = {row["id"].rpartition("_")[0]: row["summary"] for row in tiny_rows(5, 3, start=20)}
+    path = write_csv(tmp_path / "p.csv", ["id", "prediction"], list(references.items())[::-1])
+    done = command("score", path, "--dataset", tiny_data)
+    assert done.returncode == 0 and "ROUGE-1" in done.stdout and "refs:mean3" in done.stdout
+    assert json.loads(command("score", path, "--dataset", tiny_data, "--json").stdout)["rouge1"] > 0.7
+
+
+@pytest.mark.parametrize(
+    "header, rows, said",
+    [
+        (["id", "prediction"], [["d_20", "a"]], ["missing", "4 ids", "d_21"]),
+        (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 24)], ["repeated", "d_24"]),
+        (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 99)], ["unknown", "d_99"]),
+        (["id", "prediction"], [[f"d_{n}", " " if n == 22 else "a"] for n in range(20, 25)], ["1 row", "(3)"]),
+        (["id", "summary"], [["d_20", "a"]], ["--column", "'prediction'", "id, summary"]),
+        (["prediction"], [["a"], ["b"]], ["2 rows", "15 references"]),
+    ],
+)
+def test_predictions_that_do_not_fit_are_counted_and_named(tiny_data, tmp_path, header, rows, said):
+    done = command("score", write_csv(tmp_path / "p.csv", header, rows), "--dataset", tiny_data)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in said), done.stderr
+
+
+@pytest.mark.parametrize("name", ["full", "lora-efficient"])
+def test_summarize_uses_the_trained_model(name, family_name, tiny_models, tiny_data, tmp_path):
+    tiny = tiny_experiment(tiny_models[family_name], tiny_data)
+    run = study.run(tiny, experiments.method(name), outputs=tmp_path)
+    dialogue = tiny_rows(1, start=20)[0]["dialogue"]
+    (tmp_path / "dialogue.txt").write_text(dialogue, encoding="utf-8")
+    from_file = command("summarize", run.folder, tmp_path / "dialogue.txt")
+    from_input = command("summarize", run.folder, "-", input=dialogue)
+    assert from_file.returncode == 0, from_file.stderr
+    assert from_file.stdout.strip() == from_input.stdout.strip() == run.predictions["prediction"][0].strip()
+
+
+def test_summarize_an_empty_dialogue_or_a_run_without_weights(tiny, tmp_path):
+    run = study.run(tiny, experiments.method("zero-shot"), outputs=tmp_path)
+    assert "empty" in command("summarize", run.folder, "-", input=" \n").stderr

@@ -1,0 +1,145 @@
+"""The notebooks: run with a tiny model of each family, and as they are committed."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from safetensors.torch import load_file
+
+from dialogue_summarization import data, experiments, study
+from dialogue_summarization.cli import NOTEBOOKS
+
+FOLDER = data.ROOT / "notebooks"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def command(*arguments, **options):
+    line = [sys.executable, "-m", "dialogue_summarization", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, **options)
+
+
+def cells(path, kind=None):
+    return [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if kind in (None, cell["cell_type"])]
+
+
+def outputs(path):
+    return [output for cell in cells(path, "code") for output in cell["outputs"]]
+
+
+@pytest.fixture(scope="module", params=["t5", "llama"])
+def studied(request, tiny_models, tiny_data, tmp_path_factory):
+    """The folder of a whole study made by the command line, with a tiny model."""
+    folder = tmp_path_factory.mktemp(f"outputs_{request.param}")
+    arguments = ("quickstart", "--model", tiny_models[request.param], "--dataset", tiny_data, "--outputs", folder)
+    done = command(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.iterdir()), arguments, done
+
+
+def test_all_notebooks_run_and_are_kept_as_html(studied):
+    folder, _, done = studied
+    for name in NOTEBOOKS:
+        executed = folder / "notebooks" / f"{name}.ipynb"
+        shown = outputs(executed)
+        assert not [output for output in shown if output["output_type"] == "error" or output.get("name") == "stderr"]
+        assert [output for output in shown if "text/html" in output.get("data", {})], f"{name} shows no table"
+        assert "<table" in executed.with_suffix(".html").read_text("utf-8")
+    for run in experiments.STUDY_RUNS:
+        assert re.search(rf"^{run} .*\d\.\d{{3}} \[", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_a_second_study_loads_what_is_done(studied):
+    folder, arguments, _ = studied
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-0/metrics.json")}
+    assert len(before) == 5
+    again = command(*arguments, "--runs", "zero-shot,lora-efficient")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    texts = [output["text"] for output in outputs(folder / "notebooks" / "01_zero_shot.ipynb") if "text" in output]
+    assert any("loaded from the record of" in "".join(text) for text in texts)
+    assert "lora-balanced" not in again.stdout
+
+
+def test_the_open_path_gives_the_weights_that_run_gives(studied, tiny_models, tiny_data, tmp_path):
+    folder, arguments, _ = studied
+    chosen = experiments.experiment("quickstart", model=str(arguments[2]), dataset=str(tiny_data))
+    for name, weights in (("full", "model/model"), ("lora-balanced", "adapter/adapter_model")):
+        run = study.run(chosen, experiments.method(name), outputs=tmp_path)
+        ours = load_file(run.folder / f"{weights}.safetensors")
+        theirs = load_file(folder / name / "seed-0" / f"{weights}.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key].equal(theirs[key]) for key in ours)
+
+
+def test_evaluation_alone_shows_the_reference_records(tmp_path):
+    made = subprocess.run(
+        [sys.executable, "-m", "papermill", FOLDER / "04_evaluation.ipynb", tmp_path / "04.ipynb", "--cwd", FOLDER]
+        + ["-p", "OUTPUTS", str(tmp_path / "outputs"), "-k", "python3"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert made.returncode == 0, made.stderr
+    shown = json.dumps(outputs(tmp_path / "04.ipynb"))
+    assert "reference of 20" in shown and "notebook 02 makes it anew" in shown and "lora-balanced (reference)" in shown
+
+
+def test_a_failing_cell_is_named_and_the_notebook_kept(tiny_models, tmp_path):
+    bad = tmp_path / "data"
+    bad.mkdir()
+    done = command("quickstart", "--dataset", bad, "--outputs", tmp_path / "outputs")
+    assert done.returncode == 1 and "train.csv" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_committed_notebooks_render_and_read_well(name):
+    path = FOLDER / f"{name}.ipynb"
+    text = path.read_text("utf-8")
+    notebook = json.loads(text)
+    code = cells(path, "code")
+    assert len(text) < 1_000_000 and "widgets" not in notebook["metadata"]
+    assert not re.search(r"/home/|/root/|/tmp/|/work/|C:\\\\", text), "an absolute path"
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert max(len("".join(cell["source"]).splitlines()) for cell in code) <= 15
+    assert [cell for cell in code if "parameters" in cell["metadata"].get("tags", ())] == [code[1]]
+    assert not [
+        output for output in outputs(path) if output["output_type"] == "error" or output.get("name") == "stderr"
+    ]
+    assert "outputs/quickstart" not in text
+    for output in outputs(path):
+        if png := output.get("data", {}).get("image/png"):
+            target = Path(os.environ.get("TMPDIR", "/tmp")) / "figure.png"
+            target.write_bytes(base64.b64decode(png))
+            image = matplotlib.image.imread(target)
+            assert image.shape[2] == 3 or image[..., 3].min() == 1, "a figure with a transparent background"
+    assert code[0]["source"] == cells(FOLDER / "01_zero_shot.ipynb", "code")[0]["source"], "one set-up cell for all"
+
+
+def snippets():
+    found = []
+    for name in NOTEBOOKS:
+        for cell in cells(FOLDER / f"{name}.ipynb", "markdown"):
+            if "copyable" in cell["metadata"].get("tags", ()):
+                blocks = re.findall(r"```python\n(.*?)```", "".join(cell["source"]), re.DOTALL)
+                found += [pytest.param(block, id=f"{name}-{number}") for number, block in enumerate(blocks)]
+    return found
+
+
+@pytest.mark.parametrize("code", snippets())
+def test_copyable_snippets_stand_alone(code, tiny_models, tmp_path):
+    assert "dialogue_summarization" not in code
+    family = "t5" if "Seq2Seq" in code and "google/flan-t5-base" in code else "llama"
+    names = r'"google/flan-t5-base"|"HuggingFaceTB/SmolLM2-135M-Instruct"'
+    code = re.sub(names, repr(str(tiny_models[family])), code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_snippets_for_both_families():
+    assert len(snippets()) == 7
