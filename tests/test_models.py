@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import tiny_experiment, tiny_network
+
 from dialogue_summarization import data, experiments, hardware, models
-from dialogue_summarization.experiments import METHODS, Generation, Method
+from dialogue_summarization.experiments import METHODS, Generation
 from dialogue_summarization.generation import summarize
 from dialogue_summarization.training import SummarizationTrainer, encode, training_arguments
 
@@ -127,6 +128,8 @@ def test_lora_leaves_the_base_and_merging_and_reloading_change_nothing(tiny, tmp
     assert not any("lora_" in name for name in merged.network.state_dict())
     torch.testing.assert_close(logits(merged.network), logits(model.network), rtol=0, atol=1e-4)
     assert summarize(merged, dialogues, Generation(max_new_tokens=12), progress=False) == texts
+    models.save(merged, tmp_path / "merged")
+    assert torch.equal(logits(models.reload(tiny, tmp_path / "merged").network), logits(merged.network))
 
 
 def test_a_whole_model_comes_back_from_disk(tiny, tmp_path):

@@ -1,6 +1,7 @@
 """What the machine has: its device, the precision that is right on it, its memory."""
 
 import contextlib
+import importlib.util
 import platform
 import sys
 import warnings
@@ -32,6 +33,11 @@ def precision() -> str:
     (T4). fp16 is never chosen: T5 overflows in it (transformers issue 14189).
     """
     return "bf16" if device().type == "cuda" and torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+
+
+def fast_steps() -> bool:
+    """Whether the steps of module `fast` run here: an Ampere card or newer, and Triton to compile for it."""
+    return precision() == "bf16" and importlib.util.find_spec("triton") is not None
 
 
 def autocast() -> contextlib.AbstractContextManager:

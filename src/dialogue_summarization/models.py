@@ -47,8 +47,7 @@ TARGETS: dict[str, dict[str, str]] = {
 }
 
 
-# peft 0.21 reads an attribute under the name that transformers 5.23 calls old; and merging FLAN-T5, whose head is its own,
-# it says so.
+# peft 0.21 reads an attribute by its old name, and remarks, merging FLAN-T5, that its head is its own.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied", category=UserWarning)
 

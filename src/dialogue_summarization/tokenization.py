@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from . import fast
 from .prompts import prompt
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
@@ -28,6 +29,7 @@ class Family(Protocol):
     tokenizer: PreTrainedTokenizerBase
     auto_model: ClassVar[type]  # the transformers class that loads such a model
     task_type: ClassVar[str]  # what PEFT calls the kind
+    fixed_attention: ClassVar[str | None]  # the attention implementation that batches from `fixed` need
     label_shift: ClassVar[int]  # logits at position i are scored against the label at i + label_shift
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
@@ -35,6 +37,9 @@ class Family(Protocol):
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of encoded dialogues, padded to its longest, as the arguments of the model's forward pass."""
+
+    def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+        """The same batch in one of a few shapes, for compiled steps; equal in loss and gradients to `collate`."""
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """The tokens of the summary (batch, new tokens) out of what `generate` returned for prompts of that length."""
@@ -50,6 +55,7 @@ class EncoderDecoder:
 
     auto_model = AutoModelForSeq2SeqLM
     task_type = "SEQ_2_SEQ_LM"
+    fixed_attention = None
     label_shift = 0
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
@@ -71,7 +77,19 @@ class EncoderDecoder:
             shifted = [[self.decoder_start_token_id, *labels[:-1]] for labels in targets]
             batch["decoder_input_ids"] = _pad(shifted, self.tokenizer.pad_token_id, "right")["input_ids"]
             batch["labels"] = _pad(targets, IGNORED, "right")["input_ids"]
+            batch["use_cache"] = False  # of no use in training
         return batch
+
+    def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+        """See `Family`. Padded to multiples of 64, and with rows that learn nothing where the batch is not full."""
+        blank = {"input_ids": rows[0]["input_ids"][:1], "labels": []}
+        batch = self.collate([*rows, *[blank] * (batch_size - len(rows))])
+        fill = {"labels": IGNORED, "attention_mask": 0}
+        pad = self.tokenizer.pad_token_id
+        return {
+            name: _widen(value, fill.get(name, pad)) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The decoder's output is the summary."""
@@ -87,6 +105,7 @@ class DecoderOnly:
 
     auto_model = AutoModelForCausalLM
     task_type = "CAUSAL_LM"
+    fixed_attention = fast.PACKED
     label_shift = 1
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
@@ -113,7 +132,38 @@ class DecoderOnly:
         if "labels" in rows[0]:
             batch["labels"] = _pad([[IGNORED, *labels] for labels in targets], IGNORED, "left")["input_ids"]
             batch["logits_to_keep"] = batch["labels"].shape[1]
+            batch["use_cache"] = False  # of no use in training
         return batch
+
+    def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+        """See `Family`. Packed: all dialogues in a row, for `fast.packed_attention`, filled up to a multiple of 1,024.
+
+        `logits_to_keep` has the positions of `collate`'s window, dialogue by dialogue, filled up to a multiple of 256.
+        """
+        sequences = [list(row["input_ids"]) + list(row["labels"]) for row in rows]
+        ends = torch.tensor([len(sequence) for sequence in sequences]).cumsum(0)
+        total = _multiple(int(ends[-1]), 1024)
+        ids = torch.full((1, total), self.tokenizer.pad_token_id)
+        ids[0, : ends[-1]] = torch.tensor([token for sequence in sequences for token in sequence])
+        bounds = torch.full((batch_size + 2,), total, dtype=torch.int32)  # what fills up is a sequence of its own
+        bounds[0], bounds[1 : len(rows) + 1] = 0, ends
+        starts = bounds[:-1].repeat_interleave(bounds.diff())
+        kept, labels = [], []
+        for row, end in zip(rows, ends.tolist(), strict=True):
+            kept += range(end - len(row["labels"]) - 1, end)
+            labels += [IGNORED, *row["labels"]]
+        missing = _multiple(len(kept), 256) - len(kept)
+        longest = max(int(bounds.diff().max()), 1)
+        return {
+            "input_ids": ids,
+            "position_ids": (torch.arange(total) - starts).unsqueeze(0),
+            "attention_mask": torch.zeros(1, 1, 1, 1),  # of 4 dimensions: transformers then makes none of its own
+            "cu_seq_lens_q": bounds,
+            "max_length_q": _multiple(longest, 1024),
+            "labels": torch.tensor([labels + [IGNORED] * missing]),
+            "logits_to_keep": torch.tensor(kept + [0] * missing),
+            "use_cache": False,
+        }
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The output repeats the prompt."""
@@ -151,6 +201,15 @@ def _pad(sequences: list[list[int]], value: int, side: str) -> dict[str, torch.T
         ids[number, place] = torch.tensor(sequence, dtype=ids.dtype)
         mask[number, place] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
+
+
+def _widen(ids: torch.Tensor, value: int) -> torch.Tensor:
+    """Pad the last dimension on the right to a multiple of 64."""
+    return torch.nn.functional.pad(ids, (0, _multiple(ids.shape[1], 64) - ids.shape[1]), value=value)
 
 
 def _encode_prompt(

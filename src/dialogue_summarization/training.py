@@ -3,12 +3,14 @@
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
@@ -23,7 +25,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
-from . import hardware
+from . import fast, hardware
 from .experiments import Generation, Settings
 from .generation import summarize
 from .models import Model
@@ -31,6 +33,7 @@ from .rouge import score_all
 from .tokenization import IGNORED, Family
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
+PAIRS_WORTH_COMPILING = 5_000  # compiling takes about half a minute
 
 
 class TrainingDiverged(ArithmeticError):
@@ -78,6 +81,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         logging_nan_inf_filter=False,  # it waits for the GPU at every step; SummarizationTrainer looks when it logs
         remove_unused_columns=False,
         label_names=["labels"],
+        dataloader_num_workers=4 if hardware.fast_steps() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,  # our own bar, plain text
         report_to="none",
@@ -116,6 +120,10 @@ class SummarizationTrainer(Trainer):
         super().__init__(
             model=model.network, data_collator=model.family.collate, compute_loss_func=self._token_loss, **arguments
         )
+        # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        self.fast = self._is_fast()
+        self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
         self._not_training = 0.0
@@ -128,6 +136,21 @@ class SummarizationTrainer(Trainer):
         self.add_callback(_TimedCheckpoint())
         if settings.patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
+
+    def _is_fast(self) -> bool:
+        """Whether steps are worth compiling: a run long enough, and no accumulation, which graphs do not serve."""
+        pairs = len(self.train_dataset) * self.args.num_train_epochs if self.train_dataset is not None else 0
+        return hardware.fast_steps() and pairs >= PAIRS_WORTH_COMPILING and self.args.gradient_accumulation_steps == 1
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
+        plain = self.data_collator
+        if self.fast:
+            self.data_collator = partial(self.parts.family.fixed, batch_size=self.args.train_batch_size)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
 
     def _token_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -146,9 +169,11 @@ class SummarizationTrainer(Trainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Trainer's, and ROUGE of the validation summaries where the best checkpoint is chosen by it."""
         start = time.perf_counter()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with fast.eager(self.model):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            if self.settings.select_by != "loss":
+                texts = summarize(self.parts, self.validation["dialogue"], self.generation, progress=False)
         if self.settings.select_by != "loss":
-            texts = summarize(self.parts, self.validation["dialogue"], self.generation, progress=False)
             scores = score_all(texts, self.validation["summaries"]).mean()
             output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()})
         self._not_training += time.perf_counter() - start
@@ -179,6 +204,8 @@ class SummarizationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes (None where it is not known)."""
+        if self.fast:
+            fast.prepare(self.model, self.parts.family.fixed_attention)
         with hardware.PeakMemory() as peak:
             output = super().train(*args, **kwargs)
         self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
@@ -189,11 +216,18 @@ class SummarizationTrainer(Trainer):
         missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
         super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's; the first starts the clock."""
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Trainer's; the first starts the clock. From a CUDA graph where steps are compiled."""
         if self._clock is None:
             self.training_seconds()
-        return super().training_step(*args, **kwargs)
+        step = super().training_step
+        if not self.fast:
+            return step(model, inputs, num_items_in_batch)
+        if self._graphs is None:
+            self._graphs = fast.StepGraphs(partial(step, model), model)
+        return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
 
 
 class _Progress(TrainerCallback):

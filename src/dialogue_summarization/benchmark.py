@@ -1,0 +1,203 @@
+"""Measure training and generation on this machine: `python -m dialogue_summarization.benchmark NAME ...`.
+
+Every entry trains through `SummarizationTrainer`, plain or fast, on the pairs of a data set, and is timed in steady state.
+FLAN-T5's shapes have random weights, which takes the same time as trained ones.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from transformers import TrainerCallback, TrainingArguments
+
+from . import data, experiments, hardware, models, runs
+from .experiments import Generation, Settings
+from .generation import summarize
+from .tokenization import EncoderDecoder
+from .training import SummarizationTrainer, encode, training_arguments
+
+T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large}/blob/main/config.json
+    "t5-small": (512, 1024, 8, 6),
+    "t5-base": (768, 2048, 12, 12),
+    "t5-large": (1024, 2816, 24, 16),
+}
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the vendor's data sheets
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration to measure."""
+
+    name: str
+    model: str  # a key of T5_SHAPES, or smollm2
+    method: str = "full"
+    batch_size: int = 64
+    fast: bool = True
+    steps: int = 120
+    warm_up: int = 80  # steps before the clock starts: compilation, and graphs for each shape
+
+
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry("t5-base-full-plain", "t5-base", fast=False, steps=30, warm_up=10),
+        Entry("t5-base-full", "t5-base"),
+        Entry("t5-base-full-256", "t5-base", batch_size=256),
+        Entry("t5-base-lora-plain", "t5-base", method="lora-balanced", fast=False, steps=30, warm_up=10),
+        Entry("t5-base-lora", "t5-base", method="lora-balanced"),
+        Entry("smollm2-full-plain", "smollm2", batch_size=32, fast=False, steps=60, warm_up=20),
+        Entry("smollm2-full", "smollm2", batch_size=32),
+        Entry("smollm2-lora-plain", "smollm2", method="lora-balanced", batch_size=32, fast=False, steps=60, warm_up=20),
+        Entry("smollm2-lora", "smollm2", method="lora-balanced", batch_size=32),
+    )
+}
+
+
+def t5(shape: str, vocabulary: int = 32_128) -> transformers.T5ForConditionalGeneration:
+    """A model of a FLAN-T5 shape with random weights, its head its own and scaled (a loss in the hundreds otherwise)."""
+    d_model, d_ff, layers, heads = T5_SHAPES[shape]
+    config = transformers.T5Config(
+        vocab_size=vocabulary, d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+    )  # fmt: skip
+    network = transformers.T5ForConditionalGeneration(config)
+    network.lm_head.weight = torch.nn.Parameter(torch.randn(vocabulary, d_model) * d_model**-0.5)
+    return network
+
+
+def build(entry: Entry) -> models.Model:
+    """The model of an entry, with a fresh adapter where its method has one."""
+    base = models.load(experiments.EXPERIMENTS["smollm2-dialogsum"]) if entry.model == "smollm2" else None
+    if base is None:  # FLAN-T5's tokenizer is not at hand: SmolLM2's has dialogues of about the same length
+        path = models.resolve(experiments.PACKAGED_MODEL)
+        tokenizer, _ = models.load_family(path, 512)
+        base = models.Model(t5(entry.model), tokenizer, EncoderDecoder(tokenizer, 512, 0))
+    transformers.set_seed(0)
+    network = models.adapt(base.network, experiments.method(entry.method))
+    return models.Model(network, base.tokenizer, base.family)
+
+
+def rows_for(model: models.Model, splits: datasets.DatasetDict) -> datasets.Dataset:
+    """The encoded training pairs, with token ids that the model's vocabulary has."""
+    rows = encode(splits, "train", model.family)
+    size = model.network.config.vocab_size
+    if size >= len(model.tokenizer):
+        return rows
+    return rows.map(lambda row: {name: [token % size for token in row[name]] for name in ("input_ids", "labels")})
+
+
+def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
+    """Samples a second in steady state, peak memory, the share of the card's arithmetic, and the losses."""
+    torch.cuda.empty_cache()
+    model = build(entry)
+    rows = rows_for(model, splits)
+    settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(settings, folder)
+        trainer = SummarizationTrainer(model, settings, args=_short(arguments, entry), train_dataset=rows)
+        trainer.fast = entry.fast and hardware.fast_steps()
+        watch = _Stopwatch(entry.warm_up)
+        trainer.add_callback(watch)
+        trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    samples = entry.batch_size * (entry.steps - entry.warm_up) / watch.seconds
+    found = {
+        "name": entry.name,
+        "model": entry.model,
+        "method": entry.method,
+        "batch_size": entry.batch_size,
+        "fast": trainer.fast,
+        "samples_per_second": round(samples, 1),
+        "step_milliseconds": round(1000 * watch.seconds / (entry.steps - entry.warm_up), 2),
+        "warm_up_seconds": round(watch.warm_up_seconds, 1),
+        "peak_memory_bytes": trainer.peak_memory,
+        **models.count_parameters(model.network),
+        "losses": [round(loss, 4) for loss in losses],
+    }
+    peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware.describe()["device"]), None)
+    if peak and entry.method == "full":
+        found["mfu"] = round(samples * flops_a_sample(model, rows) / peak, 4)
+    return found
+
+
+def flops_a_sample(model: models.Model, rows: datasets.Dataset) -> float:
+    """Operations to train on a pair of mean length, padding not counted: 6 a weight and token (Kaplan et al. 2020)."""
+    prompt = sum(map(len, rows["input_ids"])) / len(rows)
+    labels = sum(map(len, rows["labels"])) / len(rows)
+    network = model.network
+    if not isinstance(model.family, EncoderDecoder):
+        head = network.get_input_embeddings().weight.numel()
+        return 6 * ((network.num_parameters() - head) * (prompt + labels) + head * labels)
+    encoder = sum(weight.numel() for weight in network.encoder.block.parameters())
+    decoder = sum(weight.numel() for weight in network.decoder.block.parameters())
+    return 6 * (encoder * prompt + (decoder + network.lm_head.weight.numel()) * labels)
+
+
+def _short(arguments: TrainingArguments, entry: Entry) -> TrainingArguments:
+    arguments.max_steps = entry.steps
+    arguments.eval_strategy = arguments.save_strategy = transformers.trainer_utils.IntervalStrategy.NO
+    arguments.load_best_model_at_end = False
+    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = entry.batch_size, 1
+    return arguments
+
+
+class _Stopwatch(TrainerCallback):
+    """Seconds from the end of the warm-up to the last step, the card's work included."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: transformers.TrainerState, control: Any, **_: Any) -> None:
+        if state.global_step in (self.warm_up, state.max_steps):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if state.global_step == self.warm_up:
+                self.warm_up_seconds, self.start = now - self.begin, now
+            else:
+                self.seconds = now - self.start
+
+
+def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str, Any]:
+    """Seconds to summarize the test split with the packaged model, greedily or with beams."""
+    model = models.load(experiments.EXPERIMENTS["smollm2-dialogsum"])
+    model.network.to(hardware.device())
+    generation = replace(Generation(), num_beams=num_beams)
+    summarize(model, splits["test"]["dialogue"][:8], generation, progress=False)
+    start = time.perf_counter()
+    texts = summarize(model, splits["test"]["dialogue"], generation, progress=False)
+    seconds = round(time.perf_counter() - start, 2)
+    return {"name": f"generate-beams{num_beams}", "dialogues": len(texts), "num_beams": num_beams, "seconds": seconds}
+
+
+def main() -> None:
+    """Measure what is named, and write it to `outputs/benchmarks`."""
+    parser = argparse.ArgumentParser("benchmark", description=__doc__)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {', '.join(ENTRIES)}, generate-beams1, ...")
+    parser.add_argument("--dataset", default=experiments.DIALOGSUM)
+    parser.add_argument("--outputs", type=Path, default=runs.OUTPUTS / "benchmarks")
+    options = parser.parse_args()
+    splits = data.load_source(options.dataset)
+    splits["train"] = splits["train"].select(range(min(6_000, len(splits["train"]))))
+    options.outputs.mkdir(parents=True, exist_ok=True)
+    for name in options.names:
+        if name in ENTRIES:
+            found = measure_training(ENTRIES[name], splits)
+        else:
+            found = measure_generation(int(name.removeprefix("generate-beams")), splits)
+        print(json.dumps({key: value for key, value in found.items() if key != "losses"}), flush=True)
+        runs.write_json(options.outputs / f"{name}.json", found | runs.environment())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What makes a training step faster on a CUDA card, and leaves it the same step. Measured in GPU_OPTIMIZATION_GUIDE.md.
+
+- Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them.
+- Packed sequences, for decoder-only models: the dialogues of a batch in one row, attention within each alone, no
+  padding.
+- A CUDA graph of forward and backward pass for each shape: the card is launched once a step instead of thousands of
+  times.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PACKED = "packed"  # the attention implementation registered below
+SEEN_BEFORE_CAPTURE = 2  # steps of a shape that run as usual, and compile, before its graph is captured
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sequence of a packed row, in the form of transformers' `AttentionInterface`.
+
+    `query` is (1, heads, tokens, head size); sequence i is tokens `cu_seq_lens_q[i]` to `cu_seq_lens_q[i + 1]`. Batches
+    that are not packed (evaluation, generation) go to PyTorch's attention as ever.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if query.device.type != "cuda":
+        return _one_by_one(query, key, value, cu_seq_lens_q.tolist(), scaling), None
+    from torch.nn.attention.varlen import varlen_attn
+
+    if key.shape[1] != query.shape[1]:
+        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+    query, key, value = (part.transpose(1, 2).squeeze(0).to(torch.bfloat16) for part in (query, key, value))
+    output = varlen_attn(
+        query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0)
+    )
+    return output.unsqueeze(0), None
+
+
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: list[int], scaling: float | None
+) -> torch.Tensor:
+    outputs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(part[:, :, start:end] for part in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
+        )
+        for start, end in itertools.pairwise(bounds)
+        if end > start
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The transformer blocks of a model, its adapter included."""
+    names = {
+        name
+        for module in network.modules()
+        if isinstance(module, PreTrainedModel)
+        for name in module._no_split_modules or ()
+    }
+    return [module for module in network.modules() if type(module).__name__ in names]
+
+
+def prepare(network: torch.nn.Module, attention: str | None) -> None:
+    """Set a model up for batches of fixed shapes: their attention, and each block compiled in place."""
+    if attention:
+        next(module for module in network.modules() if isinstance(module, PreTrainedModel)).set_attn_implementation(
+            attention
+        )
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on at the slow pace without a word
+    for block in blocks(network):
+        block.compile()
+
+
+@contextlib.contextmanager
+def eager(network: torch.nn.Module) -> Iterator[None]:
+    """Without compiled blocks: for evaluation and generation, whose shapes change all the time."""
+    compiled = [(block, block._compiled_call_impl) for block in blocks(network)]
+    for block, _ in compiled:
+        block._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for block, implementation in compiled:
+            block._compiled_call_impl = implementation
+
+
+class StepGraphs:
+    """Captures `step(inputs, items) -> loss`, which runs forward and backward passes, as a CUDA graph for each shape.
+
+    Gradients are written into buffers that all graphs share and `.grad` points to after each call.
+    """
+
+    def __init__(self, step: Callable[[dict[str, Any], torch.Tensor], torch.Tensor], network: torch.nn.Module) -> None:
+        self._step = step
+        self._weights = [weight for weight in network.parameters() if weight.requires_grad]
+        self._gradients: list[torch.Tensor] = []
+        self._seen: dict[tuple, int] = {}
+        self._graphs: dict[tuple, tuple] = {}
+        self._pool = None
+
+    def __call__(self, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """One step: as it is for a shape that is new, from its graph afterwards."""
+        key = tuple(
+            (name, tuple(value.shape) if torch.is_tensor(value) else value) for name, value in sorted(inputs.items())
+        )
+        if key not in self._graphs:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= SEEN_BEFORE_CAPTURE:
+                return self._step(inputs, items)
+            self._graphs[key] = self._capture(inputs, items)
+        graph, static, static_items, loss = self._graphs[key]
+        for name, value in inputs.items():
+            if torch.is_tensor(value):
+                static[name].copy_(value, non_blocking=True)
+        static_items.copy_(items)
+        self._point_gradients()
+        graph.replay()
+        return loss.clone()
+
+    def _capture(self, inputs: dict[str, Any], items: torch.Tensor) -> tuple:
+        static = {name: value.clone() if torch.is_tensor(value) else value for name, value in inputs.items()}
+        static_items = items.clone()
+        if not self._gradients:
+            self._gradients = [torch.zeros_like(weight) for weight in self._weights]
+        self._point_gradients()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # the data loader has threads
+            torch._foreach_zero_(self._gradients)
+            loss = self._step(dict(static), static_items)
+        self._pool = self._pool or graph.pool()
+        return graph, static, static_items, loss
+
+    def _point_gradients(self) -> None:
+        for weight, gradient in zip(self._weights, self._gradients, strict=True):
+            weight.grad = gradient

@@ -1,0 +1,166 @@
+"""Summaries: in the order asked for, the same in any batch, never sampled."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_rows
+
+from dialogue_summarization import models
+from dialogue_summarization.experiments import METHODS, Generation
+from dialogue_summarization.generation import generation_config, summarize
+
+GREEDY = Generation(max_new_tokens=12)
+# Of very different lengths, neither rising nor falling.
+DIALOGUES = [
+    tiny_rows(1)[0]["dialogue"] * 3,
+    "Ann: Hi.",
+    tiny_rows(1, start=3)[0]["dialogue"],
+    "Ben: I lost my keys.\nCleo: Which of them?",
+    tiny_rows(1, start=5)[0]["dialogue"] * 2,
+    "Dan: Soup?",
+    tiny_rows(1, start=9)[0]["dialogue"],
+]
+
+
+@pytest.fixture
+def model(tiny):
+    """A tiny model with weights so large that its summaries depend on the dialogue; some of them end early."""
+    loaded = models.load(tiny)
+    torch.manual_seed(1)
+    head = loaded.network.get_output_embeddings().weight
+    with torch.no_grad():
+        for weight in loaded.network.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+        head[loaded.tokenizer.eos_token_id] = 1.1 * head[tokens_by_hand(loaded, DIALOGUES[0], 4)[-1]]
+    return loaded
+
+
+def tokens_by_hand(model, dialogue, length):
+    """Greedy search without `generate`, a dialogue by itself, without padding and cache."""
+    encoder_decoder = model.network.config.is_encoder_decoder
+    prompt = torch.tensor([model.family.encode(dialogue)["input_ids"]])
+    written = torch.tensor([[model.network.config.decoder_start_token_id]]) if encoder_decoder else prompt
+    tokens = []
+    while len(tokens) < length:
+        inputs = {"input_ids": prompt, "decoder_input_ids": written} if encoder_decoder else {"input_ids": written}
+        with torch.no_grad():
+            token = model.network(**inputs).logits[0, -1].argmax()
+        if token == model.tokenizer.eos_token_id:
+            break
+        tokens.append(token.item())
+        written = torch.cat([written, token[None, None]], dim=1)
+    return tokens
+
+
+def by_hand(model):
+    tokens = [tokens_by_hand(model, dialogue, GREEDY.max_new_tokens) for dialogue in DIALOGUES]
+    return [model.tokenizer.decode(some, skip_special_tokens=True).strip() for some in tokens]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_any_batch_gives_what_greedy_search_by_hand_gives(model, batch_size):
+    texts = summarize(model, DIALOGUES, GREEDY, progress=False, batch_size=batch_size)
+    assert len(set(texts)) > 4  # else a wrong order would not be seen
+    ended = [len(tokens_by_hand(model, dialogue, 12)) < 12 for dialogue in DIALOGUES]
+    assert any(ended) and not all(ended)
+    assert texts == by_hand(model)
+
+
+def test_the_order_asked_for_is_kept(model):
+    texts = summarize(model, DIALOGUES, GREEDY, progress=False, batch_size=3)
+    turned = summarize(model, DIALOGUES[::-1], GREEDY, progress=False, batch_size=3)
+    assert turned == texts[::-1] != texts
+
+
+def test_no_dialogues_no_summaries(model):
+    assert summarize(model, [], GREEDY, progress=False) == []
+
+
+def test_beams_give_other_texts_and_the_same_in_any_batch(model):
+    beams = replace(GREEDY, num_beams=4)
+    texts = summarize(model, DIALOGUES, beams, progress=False)
+    assert texts != summarize(model, DIALOGUES, GREEDY, progress=False)
+    assert texts == summarize(model, DIALOGUES, beams, progress=False, batch_size=1)
+    shorter = summarize(model, DIALOGUES, replace(beams, length_penalty=-5.0), progress=False)
+    assert sum(map(len, shorter)) < sum(map(len, texts))
+
+
+def test_no_word_repeats_where_that_is_asked_for(model):
+    ids = generation_config(model, Generation(max_new_tokens=30, no_repeat_ngram_size=2))
+    assert ids.no_repeat_ngram_size == 2
+    batch = model.family.collate([model.family.encode(DIALOGUES[1])])
+    output = model.network.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=ids)
+    tokens = model.family.completion(output, batch["input_ids"].shape[1])[0].tolist()
+    pairs = list(itertools.pairwise(tokens))
+    assert len(pairs) == len(set(pairs)) > 0
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"do_sample": True, "temperature": 0.7, "top_p": 0.5, "top_k": 5},
+        {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 1},
+        {"repetition_penalty": 5.0},
+        {"min_length": 300},
+        {"min_new_tokens": 10},
+        {"max_length": 3},
+        {"suppress_tokens": list(range(50, 300))},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_a_models_own_way_of_writing_is_left_behind(model, own):
+    expected = summarize(model, DIALOGUES, GREEDY, progress=False)
+    for name, value in own.items():
+        setattr(model.network.generation_config, name, value)
+    torch.manual_seed(5)
+    assert summarize(model, DIALOGUES, GREEDY, progress=False) == expected
+
+
+def test_adapters_and_merged_models_write_the_same(model):
+    adapted = models.adapt(model.network, METHODS["lora-balanced"])
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    adapter = replace(model, network=adapted)
+    texts = summarize(adapter, DIALOGUES, GREEDY, progress=False)
+    assert texts == by_hand(adapter)
+    merged = replace(model, network=adapted.merge_and_unload())
+    assert summarize(merged, DIALOGUES, GREEDY, progress=False) == texts
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_as_it_was(model, training):
+    model.network.train(training)
+    summarize(model, DIALOGUES[:2], GREEDY, progress=False)
+    assert {module.training for module in model.network.modules()} == {training}
+
+
+def test_dropout_is_off_while_summaries_are_written(model):
+    expected = summarize(model, DIALOGUES, GREEDY, progress=False)
+    for module in model.network.modules():  # T5's, Llama's
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
+    network = model.network.train()
+    batch = model.family.collate([model.family.encode(DIALOGUES[0], "A summary.")])
+    assert network(**batch).loss != network(**batch).loss
+    assert summarize(model, DIALOGUES, GREEDY, progress=False) == expected
+
+
+def test_the_mode_is_as_it_was_after_an_error(model):
+    model.network.train()
+    with pytest.raises((RuntimeError, ValueError), match="-1"):
+        summarize(model, DIALOGUES[:2], replace(GREEDY, num_beams=-1), progress=False)
+    assert model.network.training
+
+
+def test_the_bar_is_plain_text(model, capsys):
+    summarize(model, DIALOGUES, GREEDY, progress=True)
+    assert "7/7" in capsys.readouterr().out
+    summarize(model, DIALOGUES, GREEDY, progress=False)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")

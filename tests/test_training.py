@@ -1,0 +1,232 @@
+"""Training: its loss is the right one, it learns, repeats, chooses, stops, and says when it diverges."""
+
+import math
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_experiment, tiny_network, tiny_rows, write_jsonl
+
+from dialogue_summarization import data, models, training
+from dialogue_summarization.experiments import METHODS, Generation, Method, Settings
+from dialogue_summarization.generation import summarize
+from dialogue_summarization.rouge import score_all
+from dialogue_summarization.training import SummarizationTrainer, TrainingDiverged, encode, training_arguments
+
+TARGETS = ("query", "key", "value", "output")
+BIG = Method("lora-big", {"peft_type": "LORA", "r": 32, "lora_alpha": 32, "target_modules": TARGETS})
+TINY = Settings(5e-3, epochs=2, batch_size=4, select_by="loss")
+FAST = replace(TINY, learning_rate=1e-2, batch_size=8)
+EPOCHS = {"t5": 60, "llama": 100}  # enough to learn eight summaries by heart
+GENERATION = Generation(max_new_tokens=30)
+QUIET = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+
+
+def with_data(experiment, folder, train, validation=None):
+    folder.mkdir()
+    for split, rows in (("train", train), ("validation", validation or train), ("test", train)):
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return replace(experiment, dataset=str(folder))
+
+
+def trainer_of(experiment, settings, folder, method=METHODS["full"], seed=0, callbacks=None, **arguments):
+    """A trainer for a freshly loaded model; `arguments` change Trainer's."""
+    splits, model = data.load(experiment), models.load(experiment)
+    transformers.set_seed(seed)
+    model = replace(model, network=models.adapt(model.network, method))
+    args = training_arguments(settings, folder / "checkpoints", seed=seed)
+    for name, value in arguments.items():
+        setattr(args, name, value)
+    return SummarizationTrainer(
+        model, settings, GENERATION, splits["validation"], args=args, callbacks=callbacks,
+        train_dataset=encode(splits, "train", model.family), eval_dataset=encode(splits, "validation", model.family),
+    )  # fmt: skip
+
+
+def train(*some, **more):
+    trainer = trainer_of(*some, **more)
+    trainer.train()
+    return trainer
+
+
+def state(network):
+    return {name: weight.detach().clone() for name, weight in network.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+def write(model, rows):
+    return summarize(model, rows["dialogue"], GENERATION, progress=False)
+
+
+def rouge(model, rows, name="rouge1"):
+    return score_all(write(model, rows), rows["summaries"])[name].mean()
+
+
+def logits_and_labels(model, rows):
+    """At the summaries' tokens, of one pair after another, without padding."""
+    found = []
+    for row in rows:
+        prompt, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        if model.network.config.is_encoder_decoder:
+            start = torch.tensor([model.network.config.decoder_start_token_id])
+            shifted = torch.cat([start, labels[:-1]])
+            found.append((model.network(input_ids=prompt[None], decoder_input_ids=shifted[None]).logits[0], labels))
+        else:
+            logits = model.network(input_ids=torch.cat([prompt, labels])[None]).logits[0]
+            found.append((logits[len(prompt) - 1 : -1], labels))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def test_every_weight_learns_eight_summaries_by_heart(tiny, family_name, tmp_path):
+    experiment = with_data(tiny, tmp_path / "data", tiny_rows(8))
+    trainer = train(experiment, replace(FAST, epochs=EPOCHS[family_name]), tmp_path, **QUIET)
+    assert rouge(trainer.parts, data.load(experiment)["train"]) > 0.9
+
+
+def test_an_adapter_on_a_trained_base_learns_eight_summaries_by_heart(tiny, family_name, tmp_path):
+    other = with_data(tiny, tmp_path / "other", tiny_rows(32, start=8))
+    base = train(other, replace(FAST, epochs={"t5": 8, "llama": 40}[family_name]), tmp_path, **QUIET)
+    models.save(base.parts, tmp_path / "base")
+    rows = tiny_rows(8)
+    swapped = [row | {"summary": rows[number - 5]["summary"]} for number, row in enumerate(rows)]
+    experiment = with_data(tiny_experiment(tmp_path / "base", ""), tmp_path / "data", swapped)
+    split = data.load(experiment)["train"]
+    assert rouge(models.load(experiment), split) < 0.7
+    settings = replace(FAST, learning_rate=2e-2, epochs=EPOCHS[family_name])
+    assert rouge(train(experiment, settings, tmp_path, BIG, **QUIET).parts, split) > 0.9
+
+
+class Gradients(transformers.TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.seen = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("method", ["full", "lora-balanced"])
+@pytest.mark.parametrize("micro_batch", [32, 8])
+def test_accumulated_gradients_are_those_of_the_models_own_loss(tiny, tmp_path, monkeypatch, micro_batch, method):
+    rows = [row | {"summary": row["summary"] * (1 + number % 5)} for number, row in enumerate(tiny_rows(32))]
+    experiment = with_data(tiny, tmp_path / "data", rows)
+    monkeypatch.setattr(training.hardware, "micro_batch", lambda batch_size: micro_batch)
+    settings = replace(TINY, epochs=1, batch_size=32, warmup=0, max_grad_norm=0)
+    gradients = Gradients()
+    trainer = trainer_of(experiment, settings, tmp_path, METHODS[method], callbacks=[gradients], **QUIET)
+    reference = trainer_of(experiment, settings, tmp_path, METHODS[method])
+    loss = reference.model(**reference.parts.family.collate(list(reference.train_dataset))).loss
+    loss.backward()
+    trainer.train()
+    assert trainer.state.max_steps == 1
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    wanted = {name: weight.grad for name, weight in reference.model.named_parameters() if weight.requires_grad}
+    assert max(weight.abs().max() for weight in wanted.values()) > 1e-3
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(gradients.seen[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_torchs_over_summary_tokens(tiny, tmp_path, smoothing):
+    trainer = trainer_of(tiny, replace(TINY, label_smoothing=smoothing), tmp_path)
+    rows = list(trainer.train_dataset)[:4]
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(*logits_and_labels(trainer.parts, rows))
+    loss = trainer.compute_loss(trainer.model.train(), trainer.parts.family.collate(rows))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("eval_batch", [1, 4, 7, 64])
+def test_validation_loss_is_the_mean_over_all_tokens(tiny, tmp_path, eval_batch):
+    rows = [row | {"summary": row["summary"] * (1 + number % 7)} for number, row in enumerate(tiny_rows(6, 3))]
+    experiment = with_data(tiny, tmp_path / "data", tiny_rows(4), rows)
+    settings = replace(TINY, label_smoothing=0.2)  # for training alone
+    trainer = trainer_of(experiment, settings, tmp_path, per_device_eval_batch_size=eval_batch)
+    logits, labels = logits_and_labels(trainer.parts, trainer.eval_dataset)
+    expected = -logits.log_softmax(dim=-1)[range(len(labels)), labels].mean().item()
+    metrics = trainer.evaluation_loop(trainer.get_eval_dataloader(), "evaluation").metrics
+    assert len(trainer.eval_dataset) == 18 and metrics["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_trainer_evaluates_before_it_trains(tiny, tmp_path):
+    trainer = trainer_of(tiny, TINY, tmp_path)
+    before = trainer.evaluate()["eval_loss"]
+    time.sleep(1)
+    start = time.perf_counter()
+    trainer.train()
+    assert trainer.train_seconds < time.perf_counter() - start
+    assert trainer.evaluate()["eval_loss"] < before
+
+
+@pytest.mark.parametrize("learning_rate", [1e30, 1e-3])
+def test_a_loss_that_is_no_number_stops_training(tiny, tmp_path, learning_rate):
+    trainer = trainer_of(tiny, replace(TINY, learning_rate=learning_rate, warmup=0), tmp_path)
+    if learning_rate < 1:
+        with torch.no_grad():
+            trainer.model.get_output_embeddings().weight[7] = torch.nan
+    with pytest.raises(TrainingDiverged) as raised:
+        trainer.train()
+    finite = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(map(math.isfinite, finite)) and (len(finite) > 0) == (learning_rate > 1)
+    assert f"step {len(finite) + 1} of 8" in str(raised.value) and f"{learning_rate:g}" in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["full", "lora-balanced"])
+def test_a_run_repeats_bit_for_bit(tiny, family_name, tmp_path, method):
+    experiment = replace(tiny, model=str(shutil.copytree(tiny.model, tmp_path / "dropout")))
+    tiny_network(family_name, dropout=0.1).save_pretrained(experiment.model)
+    results = []
+    for seed in (3, 3, 4):
+        trainer = train(experiment, replace(TINY, epochs=1), tmp_path, METHODS[method], seed)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        results.append((state(trainer.model), losses, write(trainer.parts, data.load(experiment)["test"])))
+    first, second, other = results
+    assert same(first[0], second[0]) and first[1:] == second[1:]
+    assert not same(first[0], other[0]) and first[1] != other[1]
+
+
+class Spoil(transformers.TrainerCallback):
+    """Keeps the weights of each epoch; those of the last are spoilt before they are evaluated."""
+
+    def on_epoch_end(self, args, _, control, model=None, **__):
+        self.epochs = [*getattr(self, "epochs", ()), model]
+        if len(self.epochs) == args.num_train_epochs:
+            with torch.no_grad():
+                model.get_output_embeddings().weight.mul_(-1)
+        self.epochs[-1] = state(model)
+
+
+@pytest.mark.parametrize(
+    ("family_name", "select_by"), [("t5", "rouge2"), ("llama", "rouge2"), ("llama", "loss")], indirect=["family_name"]
+)
+def test_the_best_checkpoint_is_kept(tiny, tmp_path, select_by):
+    many = [row | {"summary": [row["summary"]] * 20} for row in tiny_rows(8)]  # 20 steps an epoch
+    experiment = with_data(tiny, tmp_path / "data", many, tiny_rows(8))
+    spoil = Spoil()
+    settings = Settings(1e-2, epochs=4, batch_size=8, select_by=select_by)
+    trainer = train(experiment, settings, tmp_path, callbacks=[spoil])
+    values = [entry[f"eval_{select_by}"] for entry in trainer.state.log_history if f"eval_{select_by}" in entry]
+    best = values.index(max(values) if select_by == "rouge2" else min(values))
+    assert len(values) == 4 and best < 3 and values[3] != values[best]
+    assert same(spoil.epochs[best], state(trainer.model)) and not same(spoil.epochs[3], state(trainer.model))
+    if select_by == "rouge2":
+        assert values[best] == pytest.approx(rouge(trainer.parts, data.load(experiment)["validation"], "rouge2"))
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (None, 6)])
+def test_training_stops_where_nothing_improves(tiny, tmp_path, patience, epochs):
+    settings = Settings(0.0, epochs=6, batch_size=16, patience=patience, select_by="loss")
+    assert train(tiny, settings, tmp_path).state.epoch == epochs
+
+
+@pytest.mark.parametrize("family_name", ["llama"], indirect=True)
+def test_seconds_grow_and_leave_evaluation_out(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "summarize", lambda *some, **more: time.sleep(1) or summarize(*some, **more))
+    trainer = trainer_of(tiny, replace(TINY, select_by="rouge2", epochs=3), tmp_path)
+    start = time.perf_counter()
+    trainer.train()
+    wall = time.perf_counter() - start
+    seconds = [entry["seconds"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(seconds) == trainer.state.max_steps == 12
+    assert seconds == sorted(seconds) and 0 <= seconds[0] < seconds[-1] <= trainer.train_seconds + 0.01 <= wall - 3
