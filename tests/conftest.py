@@ -96,7 +96,7 @@ def tiny_network(family, vocab_size=400, dropout=0.0):
             eos_token_id=1,
         )  # fmt: skip
         network = transformers.T5ForConditionalGeneration(config)
-        # FLAN-T5's head is its own, which T5Config no longer says in transformers 5: its weights decide. Scaled, since it
+        # FLAN-T5's head is its own, which T5Config no longer says in transformers 5: its weights decide. Scaled, as it
         # would start with standard deviation 1 otherwise, for a loss in the hundreds.
         head = network.shared.weight.detach().clone().normal_(std=config.d_model**-0.5)
         network.lm_head.weight = torch.nn.Parameter(head)

@@ -78,13 +78,10 @@ def test_the_open_path_gives_the_weights_that_run_gives(studied, tiny_models, ti
 
 
 def test_evaluation_alone_shows_the_reference_records(tmp_path):
-    made = subprocess.run(
-        [sys.executable, "-m", "papermill", FOLDER / "04_evaluation.ipynb", tmp_path / "04.ipynb", "--cwd", FOLDER]
-        + ["-p", "OUTPUTS", str(tmp_path / "outputs"), "-k", "python3"],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    source, target = FOLDER / "04_evaluation.ipynb", tmp_path / "04.ipynb"
+    line = [sys.executable, "-m", "papermill", source, target, "--cwd", FOLDER, "-k", "python3"]
+    line += ["-p", "OUTPUTS", str(tmp_path / "outputs")]
+    made = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
     assert made.returncode == 0, made.stderr
     shown = json.dumps(outputs(tmp_path / "04.ipynb"))
     assert "reference of 20" in shown and "notebook 02 makes it anew" in shown and "lora-balanced (reference)" in shown

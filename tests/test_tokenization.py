@@ -58,10 +58,8 @@ def test_a_prompt_is_the_dialogue_between_the_words_around_it(model, around, fam
 def test_labels_are_the_summary_closed_once(model, family_name, summary):
     row = model.family.encode(DIALOGUE, summary)
     *text, last = row["labels"]
-    assert last == model.tokenizer.eos_token_id
+    assert (model.tokenizer.decode(text), last) == (summary, model.tokenizer.eos_token_id)
     assert not {model.tokenizer.eos_token_id, model.tokenizer.pad_token_id} & set(text)
-    assert model.tokenizer.decode(text) == summary
-    # What is padded to this length: of an encoder-decoder model the prompt, otherwise both.
     assert row["length"] == len(row["input_ids"]) + (len(row["labels"]) if family_name == "llama" else 0)
 
 
@@ -81,6 +79,8 @@ def test_the_attention_mask_goes_by_length(model, rows, family_name):
         assert set(ids[mask == 0].tolist()) <= {model.tokenizer.pad_token_id}
         assert mask.tolist() == sorted(mask.tolist(), reverse=family_name == "t5")  # left where decoder-only
     assert len({row["length"] for row in rows}) == 3
+    if family_name == "llama":  # positions count from a row's first token, not from its padding
+        assert (batch["position_ids"][:, -1] + 1).tolist() == [row["length"] for row in rows]
 
 
 @torch.no_grad()

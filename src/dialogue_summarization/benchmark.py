@@ -1,6 +1,7 @@
 """Measure training and generation on this machine: `python -m dialogue_summarization.benchmark NAME ...`.
 
-Every entry trains through `SummarizationTrainer`, plain or fast, on the pairs of a data set, and is timed in steady state.
+Every entry trains through `SummarizationTrainer`, plain or fast, on the pairs of a data set, and is timed in steady
+state.
 FLAN-T5's shapes have random weights, which takes the same time as trained ones.
 """
 
@@ -61,7 +62,7 @@ ENTRIES: dict[str, Entry] = {
 
 
 def t5(shape: str, vocabulary: int = 32_128) -> transformers.T5ForConditionalGeneration:
-    """A model of a FLAN-T5 shape with random weights, its head its own and scaled (a loss in the hundreds otherwise)."""
+    """A model of a FLAN-T5 shape with random weights; its head is its own and scaled, or losses are in the hundreds."""
     d_model, d_ff, layers, heads = T5_SHAPES[shape]
     config = transformers.T5Config(
         vocab_size=vocabulary, d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads,

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -32,7 +32,6 @@ def load(experiment: Experiment) -> datasets.DatasetDict:
 
     Raises:
         DataError: A file, split or column is missing, or a row cannot be used.
-
     """
     splits = load_source(experiment.dataset)
     for split, limit in experiment.dialogues.items():
@@ -74,7 +73,6 @@ def read_rows(path: Path) -> list[dict[str, object]]:
 
     Raises:
         DataError: The file is missing, is not UTF-8, or has a line that is not what its ending says.
-
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -89,7 +87,7 @@ def read_rows(path: Path) -> list[dict[str, object]]:
         try:
             rows = list(reader)
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}).") from None
+            raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}).") from None
         for number, row in enumerate(rows, 1):
             if None in row:
                 raise DataError(f"{path}, row {number}: more fields than the header has. Quote fields with commas.")
@@ -132,13 +130,13 @@ def _group(rows: list[dict[str, object]], where: str) -> datasets.Dataset:
         entry = grouped.setdefault(dialogue, {"ids": [], "summaries": [], "topic": topic if topic else ""})
         entry["ids"].append(identifier)
         entry["summaries"] += summaries
+    names = _dialogue_ids([entry["ids"] for entry in grouped.values()])
     return datasets.Dataset.from_list(
         [
-            {"id": _dialogue_id(entry["ids"]), "dialogue": dialogue, "summaries": entry["summaries"],
-             "topic": str(entry["topic"])}
-            for dialogue, entry in grouped.items()
+            {"id": name, "dialogue": dialogue, "summaries": entry["summaries"], "topic": str(entry["topic"])}
+            for name, (dialogue, entry) in zip(names, grouped.items(), strict=True)
         ]
-    )  # fmt: skip
+    )
 
 
 def _text(value: object, where: str, number: int, column: str) -> str:
@@ -151,10 +149,16 @@ def _text(value: object, where: str, number: int, column: str) -> str:
     return value.replace("\r\n", "\n").strip()
 
 
-def _dialogue_id(ids: list[str]) -> str:
-    """`test_7` for `test_7_1`, `test_7_2`, `test_7_3`, otherwise the first id."""
-    stems = {identifier.rpartition("_")[0] for identifier in ids}
-    return stems.pop() if len(ids) > 1 and len(stems) == 1 and "" not in stems else ids[0]
+def _dialogue_ids(groups: list[list[str]]) -> list[str]:
+    """One id a dialogue: `test_7` for `test_7_1`, `test_7_2`, `test_7_3`, the first where that would not be its own."""
+    stems = [{name.rpartition("_")[0] for name in ids} for ids in groups]
+    owners = Counter(stem for found in stems for stem in found)
+    taken = {"", *(name for ids in groups for name in ids)}
+    return [
+        stem if len(ids) > 1 and len(found) == 1 and owners[stem] == 1 and stem not in taken else ids[0]
+        for ids, found in zip(groups, stems, strict=True)
+        for stem in [next(iter(found))]
+    ]
 
 
 def fingerprint(splits: Mapping[str, datasets.Dataset]) -> str:

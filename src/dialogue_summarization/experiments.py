@@ -111,7 +111,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             title="the packaged SmolLM2-135M on 96 sample dialogues: minutes on a CPU, no network",
             model=PACKAGED_MODEL,
             dataset=SAMPLE_DATA,
-            dialogues={"train": 96},
+            dialogues={"train": 96, "test": 40},
             max_prompt_tokens=512,
             generation=Generation(max_new_tokens=60),
             settings={  # 96 dialogues / 4 = 24 steps; the rates are the best of three each on validation
@@ -149,7 +149,6 @@ def method(name: str) -> Method:
 
     Raises:
         ConfigurationError: there is none; the message lists those there are.
-
     """
     return _lookup("run", name, METHODS)
 
@@ -167,7 +166,6 @@ def experiment(
 
     Raises:
         ConfigurationError: There is no such experiment, or the limit is not positive.
-
     """
     found = _lookup("experiment", name, EXPERIMENTS)
     if model:

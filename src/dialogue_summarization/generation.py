@@ -50,13 +50,15 @@ def summarize(
     The network is in evaluation mode meanwhile (dropout would make summaries random) and in its former mode afterwards.
     Works for base, fully tuned, adapter and merged models alike.
     """
-    config = generation_config(model, generation)
     batch_size = batch_size or hardware.generation_batch()
     encoded = [model.family.encode(dialogue) for dialogue in dialogues]
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
     summaries: list[str] = [""] * len(encoded)
     was_training = model.network.training
     model.network.eval()
+    # Set on the model, not handed over: generate would fill in what the checkpoint says beside it.
+    base = model.network.get_base_model() if hasattr(model.network, "get_base_model") else model.network
+    own, base.generation_config = base.generation_config, generation_config(model, generation)
     bar = tqdm(total=len(order), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
     try:
         for start in range(0, len(order), batch_size):
@@ -64,7 +66,7 @@ def summarize(
             batch = model.family.collate([encoded[number] for number in chosen])
             inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
             with hardware.autocast():
-                output = model.network.generate(**inputs, generation_config=config)
+                output = model.network.generate(**inputs)
             written = model.family.completion(output, inputs["input_ids"].shape[1])
             texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
             for number, text in zip(chosen, texts, strict=True):
@@ -72,5 +74,6 @@ def summarize(
             bar.update(len(chosen))
     finally:
         bar.close()
+        base.generation_config = own
         model.network.train(was_training)
     return summaries

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import platform
 import sys
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import safetensors
 import torch
 import transformers
 
@@ -87,11 +89,12 @@ def require_memory(model: str | Path) -> None:
     """Stop before loading weights that cannot fit.
 
     Raises:
-        MemoryError_: The model's files, as fp32, are larger than the free memory.
-
+        MemoryError_: The model's weights, as fp32, are larger than the free memory.
     """
-    files = list(Path(model).glob("*.safetensors"))
-    needed, free = sum(path.stat().st_size for path in files), free_memory()
+    needed, free = 0, free_memory()
+    for path in Path(model).glob("*.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if needed > free:
         raise MemoryError_(
             f"The model in {model} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "

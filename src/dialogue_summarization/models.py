@@ -72,7 +72,6 @@ def load(experiment: Experiment) -> Model:
 
     Raises:
         ModelError: It is not there and cannot be fetched, or does not fit into memory.
-
     """
     return _load(resolve(experiment.model), experiment.max_prompt_tokens)
 
@@ -98,7 +97,6 @@ def resolve(model: str) -> str:
 
     Raises:
         ModelError: It is neither there nor to be fetched.
-
     """
     if model == PACKAGED_MODEL:
         return str(_packaged())
@@ -206,7 +204,9 @@ def fingerprint(model: str) -> str:
     """A hash of a model's content, whatever folder it lies in."""
     if model == PACKAGED_MODEL:
         return digest(_gguf())
-    files = sorted(path for path in Path(resolve(model)).iterdir() if path.suffix in (".json", ".safetensors"))
+    files = sorted(
+        path for path in Path(resolve(model)).iterdir() if path.suffix in (".json", ".safetensors", ".jinja", ".model")
+    )
     return hashlib.sha256("".join(path.name + digest(path.resolve()) for path in files).encode()).hexdigest()[:16]
 
 
@@ -222,7 +222,6 @@ def adapter_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
 
     Raises:
         ModelError: `TARGETS` does not know the architecture.
-
     """
     arguments = dict(method.peft)
     if "target_modules" in arguments:
@@ -245,13 +244,19 @@ def count_parameters(network: torch.nn.Module) -> dict[str, int]:
     }
 
 
-def save(model: Model, folder: Path) -> None:
-    """Write a model, or its adapter alone, as safetensors, with its tokenizer: whole, or not at all."""
+def save(model: Model, folder: Path, base: str) -> None:
+    """Write a model, or its adapter alone, as safetensors, with its tokenizer: whole, or not at all.
+
+    `base` is what an adapter's files call the model it belongs to.
+    """
+    for config in getattr(model.network, "peft_config", {}).values():
+        config.base_model_name_or_path = base
     temporary = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     with hardware.quiet():
         model.network.save_pretrained(temporary)
     model.tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").unlink(missing_ok=True)  # PEFT's: a form that nobody filled in, with this machine's paths
     temporary.rename(folder)
 
 

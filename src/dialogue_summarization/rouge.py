@@ -47,7 +47,6 @@ def score_all(predictions: Sequence[str], references: Sequence[Sequence[str]]) -
 
     Raises:
         ValueError: There are not as many predictions as lists of references, or a dialogue has no reference.
-
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} dialogues.")

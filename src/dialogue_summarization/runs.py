@@ -124,7 +124,6 @@ def read(folder: Path) -> Run:
 
     Raises:
         RecordError: A file is missing or damaged.
-
     """
     try:
         log = folder / "training_log.csv"

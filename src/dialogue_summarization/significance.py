@@ -11,7 +11,6 @@ def interval(scores: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> tu
         scores: One score a dialogue (n,): never one a reference, since references of a dialogue are not independent.
         resamples: How many times n dialogues are drawn with replacement.
         seed: The draws repeat with it.
-
     """
     values = np.asarray(scores, dtype=float)
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)), dtype=np.int32)

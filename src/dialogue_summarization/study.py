@@ -75,8 +75,7 @@ class Job:
             metrics["peak_memory_bytes"] = trainer.peak_memory
         metrics |= models.count_parameters(trainer.model)
         runs.write_json(self.partial / "training.json", metrics)
-        models.save(trainer.parts, self.weights)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        models.save(trainer.parts, self.weights, self.experiment.model)
 
 
 def prepare(
@@ -111,7 +110,7 @@ def prepare(
     if force:
         shutil.rmtree(job.partial, ignore_errors=True)
     else:
-        if (job.partial / "metrics.json").exists() and runs.read_config(job.partial / "config.json").key == config.key:
+        if (job.partial / "metrics.json").exists() and _is_of(job.partial, config):
             _publish(job)  # killed between the last file and the move
         if (folder / "metrics.json").exists():
             record = runs.read(folder)
@@ -121,7 +120,7 @@ def prepare(
                 return Job(experiment, method, splits, config, folder, record)
             print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings or no weights; "
                   f"it is replaced when the new run is done.")  # fmt: skip
-    if job.partial.exists() and runs.read_config(job.partial / "config.json").key != config.key:
+    if job.partial.exists() and not _is_of(job.partial, config):
         shutil.rmtree(job.partial)
     job.partial.mkdir(parents=True, exist_ok=True)
     runs.write_json(job.partial / "config.json", asdict(config))
@@ -168,7 +167,6 @@ def finish(job: Job) -> runs.Run:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in job.weights.glob("*.safetensors"))
     runs.write_csv(job.partial / "predictions.csv", pd.DataFrame({"id": test["id"], "prediction": texts}))
     runs.write_json(job.partial / "environment.json", runs.environment())
-    (job.partial / "training.json").unlink(missing_ok=True)
     runs.write_json(job.partial / "metrics.json", metrics)
     _publish(job)
     return runs.read(job.folder)
@@ -191,8 +189,15 @@ def run(
     return finish(job)
 
 
+def _is_of(folder: Path, config: runs.RunConfig) -> bool:
+    """Whether the files of an unfinished run are of this one; without their configuration they cannot be known."""
+    return (folder / "config.json").exists() and runs.read_config(folder / "config.json").key == config.key
+
+
 def _publish(job: Job) -> None:
-    """Move a complete record into place, whatever was there before."""
+    """Move a complete record into place, whatever was there before, without what only training needed."""
+    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    (job.partial / "training.json").unlink(missing_ok=True)
     old = job.folder.with_name(f"{job.folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if job.folder.exists():

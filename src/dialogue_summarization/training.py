@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
@@ -22,6 +22,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
@@ -68,7 +69,6 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         warmup_steps=settings.warmup,  # below 1: a share of all steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        train_sampling_strategy="group_by_length",  # dialogues of a batch are about as long: little padding
         bf16=hardware.precision() == "bf16",
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -106,7 +106,6 @@ class SummarizationTrainer(Trainer):
         generation: How validation summaries are written.
         validation: The validation split as `data.load` gives it; needed where `select_by` is not "loss".
         **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
-
     """
 
     def __init__(
@@ -141,6 +140,19 @@ class SummarizationTrainer(Trainer):
         """Whether steps are worth compiling: a run long enough, and no accumulation, which graphs do not serve."""
         pairs = len(self.train_dataset) * self.args.num_train_epochs if self.train_dataset is not None else 0
         return hardware.fast_steps() and pairs >= PAIRS_WORTH_COMPILING and self.args.gradient_accumulation_steps == 1
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
+        """Trainer's, with an order that depends on seed and epoch alone, so that a resumed run sees the same.
+
+        Packed batches need no grouping by length.
+        """
+        if self.fast and self.parts.family.fixed_attention:
+            self.args.train_sampling_strategy = "random"
+            return super()._get_train_sampler(train_dataset)
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        return _GroupedByLength(
+            self.args.seed, self.args.train_batch_size * self.args.gradient_accumulation_steps, rows
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
@@ -184,7 +196,6 @@ class SummarizationTrainer(Trainer):
 
         Raises:
             TrainingDiverged: The loss since the last log is not a finite number.
-
         """
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise TrainingDiverged(
@@ -192,7 +203,7 @@ class SummarizationTrainer(Trainer):
                 f"learning rate ({self.settings.learning_rate:g}) or raise the warm-up ({self.settings.warmup:g}). "
                 f"Checkpoints so far are in {self.args.output_dir}."
             )
-        super().log({**logs, "seconds": round(self.training_seconds(), 2)}, start_time)
+        super().log({**logs, "seconds": round(self.training_seconds() if self._clock else 0.0, 2)}, start_time)
 
     def training_seconds(self) -> float:
         """Wall time of training without evaluations, over all sittings of a run that was interrupted."""
@@ -206,6 +217,7 @@ class SummarizationTrainer(Trainer):
         """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes (None where it is not known)."""
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
+        self._clock = None
         with hardware.PeakMemory() as peak:
             output = super().train(*args, **kwargs)
         self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
@@ -230,8 +242,22 @@ class SummarizationTrainer(Trainer):
         return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
 
 
+class _GroupedByLength(LengthGroupedSampler):
+    """Dialogues of a batch are about as long: little padding. Trainer's goes on from its last epoch's random state."""
+
+    def __init__(self, seed: int, batch_size: int, rows: datasets.Dataset) -> None:
+        super().__init__(batch_size, lengths=list(rows["length"]))
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+
+
 class _Progress(TrainerCallback):
     """A bar of plain text: Trainer's own in notebooks is HTML, in terminals it prints a dictionary a log."""
+
+    bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar = tqdm(
@@ -242,6 +268,8 @@ class _Progress(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is None:  # evaluated before it trains
+            return
         loss = {name: kwargs["logs"][name] for name in ("loss", "eval_loss", "eval_rouge2") if name in kwargs["logs"]}
         if loss:
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in loss.items()}, refresh=False)
