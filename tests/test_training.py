@@ -160,7 +160,9 @@ def test_a_loss_that_is_no_number_stops_training(tiny, tmp_path, learning_rate):
     assert f"step {len(finite) + 1} of 8" in str(raised.value) and f"{learning_rate:g}" in str(raised.value)
 
 
-@pytest.mark.parametrize("method", ["full", "lora-balanced"])
+@pytest.mark.parametrize(
+    ("family_name", "method"), [("t5", "lora-balanced"), ("llama", "full")], indirect=["family_name"]
+)
 def test_a_run_repeats_bit_for_bit(tiny, family_name, tmp_path, method):
     experiment = replace(tiny, model=str(shutil.copytree(tiny.model, tmp_path / "dropout")))
     tiny_network(family_name, dropout=0.1).save_pretrained(experiment.model)
@@ -174,9 +176,7 @@ def test_a_run_repeats_bit_for_bit(tiny, family_name, tmp_path, method):
     assert not same(first[0], other[0]) and first[1] != other[1]
 
 
-class Spoil(transformers.TrainerCallback):
-    """Keeps the weights of each epoch; those of the last are spoilt before they are evaluated."""
-
+class KeepEpochsAndSpoilTheLast(transformers.TrainerCallback):
     def on_epoch_end(self, args, state_, control, model=None, **_):
         self.epochs = getattr(self, "epochs", [])
         if len(self.epochs) + 1 == args.num_train_epochs:
@@ -190,7 +190,12 @@ class Spoil(transformers.TrainerCallback):
 def test_the_best_checkpoint_is_kept(tiny, tmp_path, select_by):
     many = [row | {"summary": [row["summary"]] * 20} for row in tiny_rows(8)]  # 20 steps an epoch
     experiment = with_data(tiny, tmp_path / "data", many, tiny_rows(8))
-    trainer = train(experiment, replace(FAST, epochs=4, select_by=select_by), tmp_path, callbacks=[spoil := Spoil()])
+    trainer = train(
+        experiment,
+        replace(FAST, epochs=4, select_by=select_by),
+        tmp_path,
+        callbacks=[spoil := KeepEpochsAndSpoilTheLast()],
+    )
     values = [entry[f"eval_{select_by}"] for entry in trainer.state.log_history if f"eval_{select_by}" in entry]
     best = values.index(max(values) if select_by == "rouge2" else min(values))
     assert len(values) == 4 and best < 3 and values[3] != values[best]
@@ -199,6 +204,7 @@ def test_the_best_checkpoint_is_kept(tiny, tmp_path, select_by):
         assert values[best] == pytest.approx(rouge(trainer.parts, data.load(experiment)["validation"], "rouge2"))
 
 
+@pytest.mark.parametrize("family_name", ["llama"], indirect=True)
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (None, 6)])
 def test_training_stops_where_nothing_improves(tiny, tmp_path, patience, epochs):
     settings = replace(TINY, learning_rate=0.0, epochs=6, batch_size=16, patience=patience)

@@ -51,7 +51,7 @@ def load_source(source: str) -> datasets.DatasetDict:
     except Exception as error:
         raise DataError(
             f"The data set {source!r} could not be loaded from the Hugging Face Hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}). Without a network, give a folder with the same files "
+            f"{str(error).partition(chr(10))[0][:200]}). Without a network, give a folder with the same files "
             f"(--dataset PATH), or run the experiment quickstart, which needs none."
         ) from error
     missing = [split for split in SPLITS if split not in raw]
@@ -115,9 +115,9 @@ def _group(rows: list[dict[str, object]], where: str) -> datasets.Dataset:
     for number, row in enumerate(rows, 1):
         for column in ("id", "dialogue", "summary"):
             if row.get(column) is None:
-                there = ", ".join(str(name) for name in rows[0])
-                raise DataError(f"{where}, row {number}: column {column!r} is missing. There are: {there}.")
-        identifier = str(row["id"]) if isinstance(row["id"], int) else _text(row["id"], where, number, "id")
+                there = ", ".join(str(name) for name in row if row[name] is not None)
+                raise DataError(f"{where}, row {number}: column {column!r} is missing. The row has: {there}.")
+        identifier = str(row["id"]) if type(row["id"]) is int else _text(row["id"], where, number, "id")
         if identifier in seen:
             raise DataError(f"{where}, row {number}: id {identifier!r} already stands in row {seen[identifier]}.")
         seen[identifier] = number
@@ -183,7 +183,7 @@ def describe(splits: Mapping[str, datasets.Dataset], family: object | None = Non
             "split": split,
             "dialogues": len(rows),
             "references": len(references),
-            "turns": sum(len(dialogue.splitlines()) for dialogue in rows["dialogue"]) / len(rows),
+            "turns": sum(dialogue.count("\n") + 1 for dialogue in rows["dialogue"]) / len(rows),
             "words": words.mean(),
             "longest": words.max(),
             "summary words": sum(len(summary.split()) for summary in references) / len(references),
@@ -205,7 +205,7 @@ def leaks(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:
     """Dialogues that repeat within a split or stand in another, after folding case and punctuation.
 
     `shares 80 %` and `shares 50 %` count the dialogues that have at least that share of their 8-grams in common with
-    one dialogue of the split they are compared with (repeats included).
+    one dialogue of the split they are compared with; a repeat shares all of them, unless it is shorter than 8 words.
     """
     folded = {split: [fold(dialogue) for dialogue in rows["dialogue"]] for split, rows in splits.items()}
     table = [

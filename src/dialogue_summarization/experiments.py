@@ -153,6 +153,12 @@ def method(name: str) -> Method:
     return _lookup("run", name, METHODS)
 
 
+def _last_part(source: str) -> str:
+    """What a folder or a Hub id is called, for the name of an experiment."""
+    folder = Path(source).expanduser()
+    return folder.resolve().name if folder.is_dir() else folder.name
+
+
 def experiment(
     name: str, *, model: str | None = None, dataset: str | None = None, limit: int | None = None
 ) -> Experiment:
@@ -169,9 +175,9 @@ def experiment(
     """
     found = _lookup("experiment", name, EXPERIMENTS)
     if model:
-        found = replace(found, name=f"{found.name}-{Path(model).name}", model=str(model))
+        found = replace(found, name=f"{found.name}-{_last_part(model)}", model=str(model))
     if dataset:
-        found = replace(found, name=f"{found.name}-{Path(dataset).name}", dataset=str(dataset), dialogues={})
+        found = replace(found, name=f"{found.name}-{_last_part(dataset)}", dataset=str(dataset), dialogues={})
     if limit is not None:
         if limit < 1:
             raise ConfigurationError(f"The limit is a number of dialogues, 1 or more, not {limit}.")

@@ -89,7 +89,9 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on at the slow pace without a word
     for block in blocks(network):
-        block.compile()
+        block.compile(
+            dynamic=True if attention is None else None
+        )  # padded batches come in more shapes than packed ones
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ def score_all(predictions: Sequence[str], references: Sequence[Sequence[str]]) -
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} dialogues.")
+    if any(isinstance(several, str) for several in references):
+        raise ValueError("References are a list of texts a dialogue, even where there is only one.")
     if empty := [number for number, several in enumerate(references) if not several]:
         raise ValueError(f"No reference for the dialogue in place {empty[0]}.")
     return pd.DataFrame([score(*pair) for pair in zip(predictions, references, strict=True)], columns=list(TYPES))
