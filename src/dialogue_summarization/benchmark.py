@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import torch
 import transformers
 from transformers import TrainerCallback, TrainingArguments
@@ -179,6 +180,29 @@ def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str
     texts = summarize(model, splits["test"]["dialogue"], generation, progress=False)
     seconds = round(time.perf_counter() - start, 2)
     return {"name": f"generate-beams{num_beams}", "dialogues": len(texts), "num_beams": num_beams, "seconds": seconds}
+
+
+def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
+    """The committed training measurements, a row each."""
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    rows = [
+        {
+            "model": {"smollm2": "SmolLM2-135M"}.get(entry["model"], f"FLAN-{entry['model'].title()}'s shape"),
+            "run": entry["method"],
+            "batch": entry["batch_size"],
+            "steps": "fast" if entry["fast"] else "plain",
+            "samples/s": round(entry["samples_per_second"]),
+            "ms a step": round(entry["step_milliseconds"]),
+            "peak GiB": f"{entry['peak_memory_bytes'] / hardware.GIB:.1f}",
+            "MFU": f"{entry['mfu']:.1%}" if "mfu" in entry else "–",
+            "compiling s": round(entry["warm_up_seconds"]) if entry["fast"] else "–",
+            "device": entry["device"],
+        }
+        for entry in found
+        if "samples_per_second" in entry
+    ]
+    order = ["model", "run", "steps"]
+    return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False]).set_index("model")
 
 
 def main() -> None:

@@ -149,6 +149,13 @@ def sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"record": rows}).rename_axis("run")
 
 
+def to_markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, its index as the first column."""
+    flat = table.reset_index()
+    lines = [list(flat.columns), ["---"] * len(flat.columns), *flat.astype(str).values.tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def plain_output() -> None:
     """Set a notebook up to show whole texts in tables, and neither redrawn bars nor notes of the libraries."""
     pd.set_option("display.max_colwidth", None)
