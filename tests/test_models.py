@@ -42,8 +42,8 @@ def train(experiment, method, folder):
     before = state(model.network)
     settings = experiment.settings_for(method)
     trainer = SummarizationTrainer(
-        model, settings, args=training_arguments(settings, folder), train_dataset=encode(splits, "train", model.family),
-        eval_dataset=encode(splits, "validation", model.family),
+        model, settings, args=training_arguments(settings, folder), train_dataset=encode(splits["train"], model.family),
+        eval_dataset=encode(splits["validation"], model.family),
     )  # fmt: skip
     trainer.train()
     return model, before
@@ -159,7 +159,7 @@ def test_weights_in_bf16_are_loaded_as_fp32_where_these_fit(tiny, tmp_path, monk
     assert all(torch.equal(network.state_dict()[name], weight.float()) for name, weight in half.items())
     for share in (0.5, 1.5):  # of the file; they take twice as much
         monkeypatch.setattr(hardware, "free_memory", lambda share=share: int(share * file.stat().st_size))
-        with pytest.raises(hardware.MemoryError_, match="GiB"):
+        with pytest.raises(hardware.NotEnoughMemory, match="GiB"):
             models.load(copied)
 
 

@@ -41,7 +41,7 @@ def trainer_of(experiment, settings, folder, method=METHODS["full"], seed=0, cal
         setattr(args, name, value)
     return SummarizationTrainer(
         model, settings, GENERATION, splits["validation"], args=args, callbacks=callbacks,
-        train_dataset=encode(splits, "train", model.family), eval_dataset=encode(splits, "validation", model.family),
+        train_dataset=encode(splits["train"], model.family), eval_dataset=encode(splits["validation"], model.family),
     )  # fmt: skip
 
 

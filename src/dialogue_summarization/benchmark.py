@@ -88,7 +88,7 @@ def build(entry: Entry) -> models.Model:
 
 def rows_for(model: models.Model, splits: datasets.DatasetDict) -> datasets.Dataset:
     """The encoded training pairs, with token ids that the model's vocabulary has."""
-    rows = encode(splits, "train", model.family)
+    rows = encode(splits["train"], model.family)
     size = model.network.config.vocab_size
     if size >= len(model.tokenizer):
         return rows

@@ -100,16 +100,17 @@ def _study(options: argparse.Namespace) -> int:
     splits = data.load(chosen)  # bad data is said now, not by a notebook
     outputs = (options.outputs or runs.OUTPUTS).resolve()
     folder = outputs / chosen.name
-    parameters = {
-        "EXPERIMENT": options.experiment,
-        "RUNS": ",".join(names),
-        "MODEL": _absolute(options.model),
-        "DATASET": _absolute(options.dataset),
-        "LIMIT": options.limit,
-        "SEED": options.seed,
-        "FORCE": options.force,
-        "OUTPUTS": str(outputs),
+    asked = {  # each with what the notebooks say by themselves
+        "EXPERIMENT": (options.experiment, "quickstart"),
+        "RUNS": (",".join(names), ",".join(STUDY_RUNS)),
+        "MODEL": (_absolute(options.model), None),
+        "DATASET": (_absolute(options.dataset), None),
+        "LIMIT": (options.limit, None),
+        "SEED": (options.seed, 0),
+        "FORCE": (options.force, False),
+        "OUTPUTS": (str(outputs), str(runs.OUTPUTS)),
     }
+    parameters = {name: value for name, (value, default) in asked.items() if value != default}
     print(f"{chosen.name}: {', '.join(names)}")
     for name in _needed(names):
         _execute(notebooks / f"{name}.ipynb", folder / "notebooks", parameters)
@@ -176,10 +177,18 @@ def tidy(notebook: dict) -> None:
     for cell in notebook["cells"]:
         for name in ("papermill", "execution"):
             cell["metadata"].pop(name, None)
+        whole: list[dict] = []
         for output in cell.get("outputs", ()):
-            if output.get("output_type") == "stream":
+            if whole and output["output_type"] == "stream" and output["name"] == whole[-1].get("name"):
+                whole[-1]["text"] += output["text"]
+            else:
+                whole.append(output)
+        for output in whole:
+            if output["output_type"] == "stream":
                 lines = output["text"].split("\n")
                 output["text"] = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+        if "outputs" in cell:
+            cell["outputs"] = whole
 
 
 def _score(options: argparse.Namespace) -> int:

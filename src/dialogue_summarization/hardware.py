@@ -17,7 +17,7 @@ import transformers
 GIB = 1 << 30
 
 
-class MemoryError_(RuntimeError):
+class NotEnoughMemory(RuntimeError):
     """The model does not fit; the message says what was needed and what there is."""
 
 
@@ -89,14 +89,14 @@ def require_memory(model: str | Path) -> None:
     """Stop before loading weights that cannot fit.
 
     Raises:
-        MemoryError_: The model's weights, as fp32, are larger than the free memory.
+        NotEnoughMemory: The model's weights, as fp32, are larger than the free memory.
     """
     needed, free = 0, free_memory()
     for path in Path(model).glob("*.safetensors"):
         with safetensors.safe_open(path, "pt") as file:
             needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if needed > free:
-        raise MemoryError_(
+        raise NotEnoughMemory(
             f"The model in {model} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
             f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 3 GiB."
         )

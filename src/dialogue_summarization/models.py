@@ -78,6 +78,10 @@ def load(experiment: Experiment) -> Model:
 
 def _load(path: str, max_prompt_tokens: int) -> Model:
     tokenizer, family = load_family(path, max_prompt_tokens)
+    if not list(Path(path).glob("*.safetensors")):
+        raise ModelError(
+            f"{path} holds no weights as safetensors. Pickled ones are refused, since loading runs their code."
+        )
     hardware.require_memory(path)
     with hardware.quiet():
         network = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)

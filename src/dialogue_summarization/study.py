@@ -83,8 +83,8 @@ def prepare(
 ) -> Job:
     """Check the data and find out what there is of a run: its finished record, or files of an interrupted one.
 
-    A run is done when its key matches and its weights are there. Files of an interrupted run with another key, or with
-    `force`, are removed; a finished record is replaced only when the new one is complete.
+    A run is done when its key matches and its weights are there. Files of an interrupted run with another key are
+    removed. `force` sets a finished record aside, which is replaced only when the new one is complete.
     """
     splits = data.load(experiment)
     settings = experiment.settings_for(method)
@@ -107,19 +107,16 @@ def prepare(
     )
     folder = Path(outputs) / experiment.name / method.name / f"seed-{seed}"
     job = Job(experiment, method, splits, config, folder, None)
-    if force:
-        shutil.rmtree(job.partial, ignore_errors=True)
-    else:
-        if (job.partial / "metrics.json").exists() and _is_of(job.partial, config):
-            _publish(job)  # killed between the last file and the move
-        if (folder / "metrics.json").exists():
-            record = runs.read(folder)
-            if record.config.key == config.key and (record.weights or not method.trains):
-                print(f"{experiment.name}, {method.name}: loaded from the record of {record.date}; "
-                      f"FORCE = True (--force) runs it again.")  # fmt: skip
-                return Job(experiment, method, splits, config, folder, record)
-            print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings or no weights; "
-                  f"it is replaced when the new run is done.")  # fmt: skip
+    if (job.partial / "metrics.json").exists() and _is_of(job.partial, config):
+        _publish(job)  # killed between the last file and the move
+    if (folder / "metrics.json").exists() and not force:
+        record = runs.read(folder)
+        if record.config.key == config.key and (record.weights or not method.trains):
+            print(f"{experiment.name}, {method.name}: loaded from the record of {record.date}; "
+                  f"FORCE = True (--force) runs it again.")  # fmt: skip
+            return Job(experiment, method, splits, config, folder, record)
+        print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings or no weights; "
+              f"it is replaced when the new run is done.")  # fmt: skip
     if job.partial.exists() and not _is_of(job.partial, config):
         shutil.rmtree(job.partial)
     job.partial.mkdir(parents=True, exist_ok=True)
@@ -132,16 +129,17 @@ def prepare(
 def train(job: Job) -> None:
     """Train a run's model, from its last checkpoint where there is one, and keep it."""
     model = models.load(job.experiment)
+    validation = data.unseen(job.splits["validation"], job.splits["train"])
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
     trainer = SummarizationTrainer(
         model,
         job.settings,
         job.experiment.generation,
-        job.splits["validation"],
+        validation,
         args=training_arguments(job.settings, job.checkpoints, seed=job.config.seed),
-        train_dataset=encode(job.splits, "train", model.family),
-        eval_dataset=encode(job.splits, "validation", model.family),
+        train_dataset=encode(job.splits["train"], model.family),
+        eval_dataset=encode(validation, model.family),
     )
     trainer.train(resume_from_checkpoint=job.checkpoint)
     job.keep(trainer)

@@ -188,7 +188,7 @@ def family_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_
     """The family of a model, from its configuration."""
     if not config.is_encoder_decoder:
         return DecoderOnly(tokenizer, max_prompt_tokens)
-    return EncoderDecoder(tokenizer, max_prompt_tokens, config.decoder_start_token_id)
+    return EncoderDecoder(tokenizer, max_prompt_tokens, getattr(config, "decoder_start_token_id", None))
 
 
 def _pad(sequences: list[list[int]], value: int, side: str) -> dict[str, torch.Tensor]:

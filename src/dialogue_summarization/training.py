@@ -41,12 +41,12 @@ class TrainingDiverged(ArithmeticError):
     """The loss stopped being a number; the message names the step and says what to do."""
 
 
-def encode(splits: datasets.DatasetDict, split: str, family: Family) -> datasets.Dataset:
+def encode(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
     """A split as Trainer takes it, a row a pair of dialogue and reference: `input_ids`, `labels`, `length`."""
     return datasets.Dataset.from_list(
         [
             family.encode(row["dialogue"], summary)
-            for row in splits[split]
+            for row in rows
             for summary in row["summaries"]
         ]
     )  # fmt: skip
@@ -58,7 +58,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
     What the machine decides (precision, how many dialogues the device holds at once) leaves the effective batch.
     """
     micro_batch = hardware.micro_batch(settings.batch_size)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
@@ -88,6 +88,8 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         seed=seed,
         data_seed=seed,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
+    return arguments
 
 
 class SummarizationTrainer(Trainer):
@@ -104,7 +106,7 @@ class SummarizationTrainer(Trainer):
         model: The model to train, its adapter included.
         settings: The method's settings; `args` come from them by `training_arguments`.
         generation: How validation summaries are written.
-        validation: The validation split as `data.load` gives it; needed where `select_by` is not "loss".
+        validation: The dialogues that `eval_dataset` encodes; needed where `select_by` is not "loss".
         **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
     """
 
@@ -195,13 +197,13 @@ class SummarizationTrainer(Trainer):
         """Trainer's, with the seconds of training so far.
 
         Raises:
-            TrainingDiverged: The loss since the last log is not a finite number.
+            TrainingDiverged: The loss since the last log, or on validation, is not a finite number.
         """
-        if "loss" in logs and not math.isfinite(logs["loss"]):
+        if bad := [name for name in ("loss", "eval_loss", "train_loss") if not math.isfinite(logs.get(name, 0.0))]:
             raise TrainingDiverged(
-                f"The loss is {logs['loss']} at step {self.state.global_step} of {self.state.max_steps}. Lower the "
-                f"learning rate ({self.settings.learning_rate:g}) or raise the warm-up ({self.settings.warmup:g}). "
-                f"Checkpoints so far are in {self.args.output_dir}."
+                f"The loss ({bad[0]}) is {logs[bad[0]]} at step {self.state.global_step} of {self.state.max_steps}. "
+                f"Lower the learning rate ({self.settings.learning_rate:g}) or raise the warm-up "
+                f"({self.settings.warmup:g}). Checkpoints so far are in {self.args.output_dir}."
             )
         super().log({**logs, "seconds": round(self.training_seconds() if self._clock else 0.0, 2)}, start_time)
 

@@ -1,0 +1,69 @@
+"""What is decided by the machine, for machines that are not here."""
+
+import pytest
+import torch
+from conftest import tiny_rows
+from transformers import TrainingArguments
+
+from dialogue_summarization import data, hardware
+from dialogue_summarization.experiments import EXPERIMENTS, Settings
+from dialogue_summarization.training import training_arguments
+
+
+@pytest.mark.parametrize(
+    "capability, expected", [((7, 5), "fp32"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((9, 0), "bf16")]
+)
+def test_precision_is_the_cards(monkeypatch, capability, expected):
+    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # what PyTorch says on a T4
+    assert hardware.precision() == expected
+
+
+def test_precision_is_full_without_a_card(monkeypatch):
+    for kind in ("cpu", "mps"):
+        monkeypatch.setattr(hardware, "device", lambda kind=kind: torch.device(kind))
+        assert hardware.precision() == "fp32"
+
+
+@pytest.mark.parametrize("gib", [4, 6, 8, 15, 24, 80])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 32, 48, 64])
+def test_the_effective_batch_is_kept_whatever_the_memory(monkeypatch, tmp_path, gib, batch_size):
+    monkeypatch.setattr(hardware, "describe", lambda: {"memory_bytes": gib * hardware.GIB})
+    arguments = training_arguments(Settings(1e-4, batch_size=batch_size), tmp_path)
+    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == batch_size
+
+
+def test_one_card_unless_asked_for_more(monkeypatch, tmp_path):
+    usual = TrainingArguments.__post_init__
+
+    def with_two_cards(self):
+        usual(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_two_cards)
+    assert TrainingArguments(str(tmp_path)).n_gpu == 2
+    assert training_arguments(Settings(1e-4), tmp_path).n_gpu == 1
+
+
+@pytest.mark.parametrize("name", ["smollm2-dialogsum", "flan-t5-base-dialogsum"])
+def test_full_experiments_train_on_everything(name, tmp_path):
+    settings = EXPERIMENTS[name].settings["full"]
+    assert EXPERIMENTS[name].dialogues == {} and settings.epochs >= 3
+    assert training_arguments(settings, tmp_path).max_steps == -1
+
+
+def test_selection_leaves_out_what_nearly_stands_in_train():
+    rows = [row | {"dialogue": row["dialogue"] + f" {' '.join(f'word{n}x{m}' for m in range(60))}"}
+            for n, row in enumerate(tiny_rows(6))]  # fmt: skip
+    train, validation = data._group(rows[:4], "train"), data._group(rows[2:], "validation")
+    assert data.unseen(validation, train)["id"] == ["d_4", "d_5"]
+    assert len(data.unseen(validation, data._group(rows, "all"))) == 4  # nothing would be left
+
+
+def test_peak_memory_sees_what_was_allocated():
+    with hardware.PeakMemory() as small:
+        pass
+    with hardware.PeakMemory() as large:
+        torch.ones(50_000_000).sum()
+    assert large.bytes - small.bytes > 150_000_000
