@@ -1,6 +1,7 @@
 """Training through the Hugging Face Trainer: its arguments, and the one subclass that both families share."""
 
 import math
+import os
 import sys
 import time
 from functools import partial
@@ -81,7 +82,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         logging_nan_inf_filter=False,  # it waits for the GPU at every step; SummarizationTrainer looks when it logs
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_num_workers=4 if hardware.fast_steps() else 0,
+        dataloader_num_workers=min(4, os.cpu_count() or 1) if hardware.fast_steps() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,  # our own bar, plain text
         report_to="none",
