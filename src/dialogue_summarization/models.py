@@ -17,6 +17,7 @@ import peft
 import platformdirs
 import tokenizers
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -109,10 +110,8 @@ def resolve(model: str) -> str:
         if not (folder / "config.json").exists():
             raise ModelError(f"{folder} holds no model: config.json is missing.")
         return str(folder)
-    from huggingface_hub import snapshot_download
-
     try:
-        return _snapshot(model, snapshot_download)
+        return _snapshot(model)
     except Exception as error:
         raise ModelError(
             f"The model {model!r} is not in the cache and could not be fetched from the Hugging Face Hub "
@@ -122,8 +121,8 @@ def resolve(model: str) -> str:
 
 
 @lru_cache
-def _snapshot(model: str, download: object) -> str:
-    return download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+def _snapshot(model: str) -> str:
+    return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
 
 
 @lru_cache

@@ -188,9 +188,8 @@ class SummarizationTrainer(Trainer):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             if self.settings.select_by != "loss":
                 texts = summarize(self.parts, self.validation["dialogue"], self.generation, progress=False)
-        if self.settings.select_by != "loss":
-            scores = score_all(texts, self.validation["summaries"]).mean()
-            output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()})
+                scores = score_all(texts, self.validation["summaries"]).mean()
+                output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()})
         self._not_training += time.perf_counter() - start
         return output
 
