@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_rows
+from conftest import tiny_experiment, tiny_rows
 
-from dialogue_summarization import models
+from dialogue_summarization import fast, hardware, models
 from dialogue_summarization.experiments import METHODS, Generation
 from dialogue_summarization.generation import generation_config, summarize
 
@@ -59,9 +59,9 @@ def by_hand(model):
     return [model.tokenizer.decode(some, skip_special_tokens=True).strip() for some in tokens]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, None])
-def test_any_batch_gives_what_greedy_search_by_hand_gives(model, batch_size):
-    texts = summarize(model, DIALOGUES, GREEDY, progress=False, batch_size=batch_size)
+@pytest.mark.parametrize("tokens", [1, 300, None])
+def test_any_batch_gives_what_greedy_search_by_hand_gives(model, tokens):
+    texts = summarize(model, DIALOGUES, GREEDY, progress=False, tokens=tokens)
     assert len(set(texts)) > 4  # else a wrong order would not be seen
     ended = [len(tokens_by_hand(model, dialogue, 12)) < 12 for dialogue in DIALOGUES]
     assert any(ended) and not all(ended)
@@ -69,8 +69,8 @@ def test_any_batch_gives_what_greedy_search_by_hand_gives(model, batch_size):
 
 
 def test_the_order_asked_for_is_kept(model):
-    texts = summarize(model, DIALOGUES, GREEDY, progress=False, batch_size=3)
-    turned = summarize(model, DIALOGUES[::-1], GREEDY, progress=False, batch_size=3)
+    texts = summarize(model, DIALOGUES, GREEDY, progress=False, tokens=300)
+    turned = summarize(model, DIALOGUES[::-1], GREEDY, progress=False, tokens=300)
     assert turned == texts[::-1] != texts
 
 
@@ -82,7 +82,7 @@ def test_beams_give_other_texts_and_the_same_in_any_batch(model):
     beams = replace(GREEDY, num_beams=4)
     texts = summarize(model, DIALOGUES, beams, progress=False)
     assert texts != summarize(model, DIALOGUES, GREEDY, progress=False)
-    assert texts == summarize(model, DIALOGUES, beams, progress=False, batch_size=1)
+    assert texts == summarize(model, DIALOGUES, beams, progress=False, tokens=1)
     shorter = summarize(model, DIALOGUES, replace(beams, length_penalty=-5.0), progress=False)
     assert sum(map(len, shorter)) < sum(map(len, texts))
 
@@ -164,3 +164,31 @@ def test_the_bar_is_plain_text(model, capsys):
     summarize(model, DIALOGUES, GREEDY, progress=False)
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_a_cache_of_fixed_size_writes_what_a_growing_one_does(tiny_models, tiny_data, num_beams):
+    loaded = models.load(tiny_experiment(tiny_models["llama"], tiny_data))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in loaded.network.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    batch = loaded.family.collate([loaded.family.encode(dialogue) for dialogue in DIALOGUES])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    loaded.network.generation_config = generation_config(loaded, replace(GREEDY, num_beams=num_beams))
+    expected = loaded.network.generate(**inputs)
+    cache = fast.static_cache(loaded.network, batch["input_ids"].shape[1], GREEDY.max_new_tokens, torch.float32)
+    with fast.attention(loaded.network, fast.PACKED):
+        found = loaded.network.generate(**inputs, past_key_values=cache)
+    assert found.tolist() == expected.tolist()
+    assert len({tuple(row) for row in found.tolist()}) > 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA card")
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_graphs_write_what_plain_passes_do(model, monkeypatch, num_beams):
+    model.network.to("cuda")
+    beams = replace(GREEDY, num_beams=num_beams)
+    found = summarize(model, DIALOGUES, beams, progress=False, tokens=2_000)
+    monkeypatch.setattr(hardware, "fast_steps", lambda: False)
+    assert found == summarize(model, DIALOGUES, beams, progress=False, tokens=2_000)

@@ -143,7 +143,7 @@ def flops_a_sample(model: models.Model, rows: datasets.Dataset) -> float:
 
 
 def _short(arguments: TrainingArguments, entry: Entry) -> TrainingArguments:
-    arguments.max_steps = entry.steps
+    arguments.max_steps, arguments.logging_steps = entry.steps, 10
     arguments.eval_strategy = arguments.save_strategy = transformers.trainer_utils.IntervalStrategy.NO
     arguments.load_best_model_at_end = False
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = entry.batch_size, 1

@@ -1,10 +1,11 @@
-"""What makes a training step faster on a CUDA card, and leaves it the same step. Measured in GPU_OPTIMIZATION_GUIDE.md.
+"""What makes training and writing faster on a CUDA card, and changes neither. Figures: GPU_OPTIMIZATION_GUIDE.md.
 
 - Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them.
 - Packed sequences, for decoder-only models: the dialogues of a batch in one row, attention within each alone, no
   padding.
 - A CUDA graph of forward and backward pass for each shape: the card is launched once a step instead of thousands of
   times.
+- The same for writing: a graph of the pass that adds a token, over a cache of fixed size.
 """
 
 import contextlib
@@ -13,11 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+import torch.fx.experimental._config
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, StaticCache
+from transformers.cache_utils import StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKED = "packed"  # the attention implementation registered below
+WARM_UP_PASSES = 2  # of `generate` before its graph is captured: over the prompt, and the first over one token
 SEEN_BEFORE_CAPTURE = 2  # steps of a shape that run as usual, and compile, before its graph is captured
 
 
@@ -35,9 +39,17 @@ def packed_attention(
     """Causal attention within each sequence of a packed row, in the form of transformers' `AttentionInterface`.
 
     `query` is (1, heads, tokens, head size); sequence i is tokens `cu_seq_lens_q[i]` to `cu_seq_lens_q[i + 1]`. Batches
-    that are not packed (evaluation, generation) go to PyTorch's attention as ever.
+    that are not packed (evaluation, generation) go to PyTorch's attention as ever, those of one token by a shorter way:
+    heads that share a key become positions, so that the cache is not copied for each of them.
     """
     if cu_seq_lens_q is None:
+        batch, heads, tokens, size = query.shape
+        if tokens == 1 and attention_mask is not None and heads > key.shape[1]:
+            grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
+            output = torch.nn.functional.scaled_dot_product_attention(
+                grouped, key, value, attn_mask=attention_mask, scale=scaling
+            )
+            return output.reshape(batch, 1, heads, size), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if query.device.type != "cuda":
         return _one_by_one(query, key, value, cu_seq_lens_q.tolist(), scaling), None
@@ -80,18 +92,31 @@ def blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
     return [module for module in network.modules() if type(module).__name__ in names]
 
 
+def base_of(network: torch.nn.Module) -> PreTrainedModel:
+    """The model inside an adapter, or the model itself."""
+    return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
+
+
+@contextlib.contextmanager
+def attention(network: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """With another attention implementation."""
+    own = network.config._attn_implementation
+    network.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(own)
+
+
 def prepare(network: torch.nn.Module, attention: str | None) -> None:
     """Set a model up for batches of fixed shapes: their attention, and each block compiled in place."""
     if attention:
-        next(module for module in network.modules() if isinstance(module, PreTrainedModel)).set_attn_implementation(
-            attention
-        )
+        base_of(network).set_attn_implementation(attention)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on at the slow pace without a word
+    torch.fx.experimental._config.use_duck_shape = False  # 64 dialogues of 64 tokens are not alike by being 64
     for block in blocks(network):
-        block.compile(
-            dynamic=True if attention is None else None
-        )  # padded batches come in more shapes than packed ones
+        block.compile(dynamic=True)  # once for all shapes
 
 
 @contextlib.contextmanager
@@ -157,3 +182,66 @@ class StepGraphs:
     def _point_gradients(self) -> None:
         for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
+
+
+class _BeamLayer(StaticLayer):
+    """A cache of fixed size whose tensors stay where they are, as a graph needs it, in the precision of attention.
+
+    Beams of a dialogue share its prompt: only what was written after it changes places with them.
+    """
+
+    def __init__(self, max_cache_len: int, prompt_length: int, dtype: torch.dtype) -> None:
+        super().__init__(max_cache_len)
+        self._prompt_length, self._dtype = prompt_length, dtype
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transformers', rounded before it is stored: attention would round at every step what is stored in fp32."""
+        return super().update(key_states.to(self._dtype), value_states.to(self._dtype), *args, **kwargs)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Transformers', in place."""
+        for cache in (self.keys, self.values):
+            written = cache[:, :, self._prompt_length :]
+            written.copy_(written.index_select(0, beam_idx))
+
+
+def static_cache(network: PreTrainedModel, prompt_length: int, new_tokens: int, dtype: torch.dtype) -> StaticCache:
+    """A cache for `generate` of a decoder-only model, of fixed size: prompt and new tokens."""
+    length = prompt_length + new_tokens
+    cache = StaticCache(config=network.config, max_cache_len=length)
+    cache.layers = [_BeamLayer(length, prompt_length, dtype) for _ in cache.layers]
+    return cache
+
+
+@contextlib.contextmanager
+def graphed_decoding(network: PreTrainedModel) -> Iterator[None]:
+    """Within it one call of `generate` with a `static_cache` replays a CUDA graph for each new token.
+
+    All that decides which token comes next, beams included, stays with `generate`.
+    """
+    eager_forward, passes = network.forward, itertools.count()
+    static: dict[str, Any] = {}
+    graph, output = torch.cuda.CUDAGraph(), None
+
+    def forward(**inputs: Any) -> Any:
+        nonlocal output
+        if next(passes) < WARM_UP_PASSES:
+            return eager_forward(**inputs)
+        if output is None:
+            static.update({name: value.clone() if torch.is_tensor(value) else value for name, value in inputs.items()})
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                output = eager_forward(**static)
+        for name, value in inputs.items():
+            if torch.is_tensor(value):
+                static[name].copy_(value)
+        graph.replay()
+        return output
+
+    network.forward = forward
+    try:
+        yield
+    finally:
+        del network.forward  # the class's again

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from . import hardware
+from . import fast, hardware
 from .experiments import Generation
 from .models import Model
 
@@ -33,6 +33,7 @@ def generation_config(model: Model, generation: Generation) -> GenerationConfig:
         length_penalty=generation.length_penalty,
         no_repeat_ngram_size=generation.no_repeat_ngram_size,
         do_sample=False,
+        disable_compile=True,  # of a cache of fixed size generate would make an occasion to compile the model
     )
 
 
@@ -43,31 +44,39 @@ def summarize(
     generation: Generation,
     *,
     progress: bool = True,
-    batch_size: int | None = None,
+    tokens: int | None = None,
 ) -> list[str]:
     """One summary a dialogue, in the order given.
 
     The network is in evaluation mode meanwhile (dropout would make summaries random) and in its former mode afterwards.
     Works for base, fully tuned, adapter and merged models alike.
+
+    Args:
+        model: The model that writes.
+        dialogues: What it reads.
+        generation: How it writes.
+        progress: Whether to show a bar.
+        tokens: How many tokens a batch may hold, padding included; the machine decides where it is None.
     """
-    batch_size = batch_size or hardware.generation_batch()
+    base = fast.base_of(model.network)
+    tokens = tokens or hardware.generation_tokens(base.config, generation.num_beams)
     encoded = [model.family.encode(dialogue) for dialogue in dialogues]
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
     summaries: list[str] = [""] * len(encoded)
     was_training = model.network.training
     model.network.eval()
     # Set on the model, not handed over: generate would fill in what the checkpoint says beside it.
-    base = model.network.get_base_model() if hasattr(model.network, "get_base_model") else model.network
     own, base.generation_config = base.generation_config, generation_config(model, generation)
     bar = tqdm(total=len(order), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
     try:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        while order:
+            longest = len(encoded[order[0]]["input_ids"]) + generation.max_new_tokens
+            count = max(1, tokens // longest)
+            chosen, order = order[:count], order[count:]
             batch = model.family.collate([encoded[number] for number in chosen])
             inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
             with hardware.autocast():
-                output = model.network.generate(**inputs)
-            written = model.family.completion(output, inputs["input_ids"].shape[1])
+                written = model.family.completion(_generate(model, inputs, generation), inputs["input_ids"].shape[1])
             texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
             for number, text in zip(chosen, texts, strict=True):
                 summaries[number] = text.strip()
@@ -77,3 +86,13 @@ def summarize(
         base.generation_config = own
         model.network.train(was_training)
     return summaries
+
+
+def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generation) -> torch.Tensor:
+    """What `generate` returns; by the graphs of module `fast` where the card and the family have them."""
+    if not (hardware.fast_steps() and model.family.fixed_attention):
+        return model.network.generate(**inputs)
+    base = fast.base_of(model.network)
+    cache = fast.static_cache(base, inputs["input_ids"].shape[1], generation.max_new_tokens, torch.bfloat16)
+    with fast.attention(base, model.family.fixed_attention), fast.graphed_decoding(base):
+        return model.network.generate(**inputs, past_key_values=cache)

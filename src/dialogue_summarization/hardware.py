@@ -73,11 +73,19 @@ def micro_batch(batch_size: int) -> int:
     return max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size <= most)
 
 
-def generation_batch() -> int:
-    """How many summaries are written side by side."""
-    if device().type != "cuda":
-        return 16
-    return 128 if describe()["memory_bytes"] > 40 * GIB else 32
+def generation_tokens(config: transformers.PretrainedConfig, num_beams: int = 1) -> int:
+    """How many tokens of dialogues, padding and new ones included, are in a batch that summaries are written for.
+
+    Up to a quarter of the memory for keys and values of every beam (fp32: the cache is copied as it grows), and no more
+    than pays: what pads a large batch is computed too. Of the whole memory, so that batches, and with them the rounding
+    of what is computed in bf16, are the same whenever they are made on a card.
+    """
+    config = config.get_text_config()
+    size = config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    bytes_a_token = 2 * config.num_hidden_layers * heads * size * 4
+    most = 256 * 1024 if device().type == "cuda" else 16 * 1024
+    return min(most, int(describe()["memory_bytes"] / 4 / bytes_a_token / num_beams))
 
 
 def free_memory() -> int:

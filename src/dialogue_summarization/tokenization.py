@@ -86,10 +86,15 @@ class EncoderDecoder:
         batch = self.collate([*rows, *[blank] * (batch_size - len(rows))])
         fill = {"labels": IGNORED, "attention_mask": 0}
         pad = self.tokenizer.pad_token_id
-        return {
+        batch = {
             name: _widen(value, fill.get(name, pad)) if torch.is_tensor(value) else value
             for name, value in batch.items()
         }
+        # Of 4 dimensions: transformers makes a mask, or none, by looking at its values, which a graph cannot wait for.
+        length = batch["decoder_input_ids"].shape[1]
+        batch["decoder_attention_mask"] = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        batch["attention_mask"] = batch["attention_mask"].bool()[:, None, None, :]
+        return batch
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The decoder's output is the summary."""
@@ -138,7 +143,7 @@ class DecoderOnly:
     def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
         """See `Family`. Packed: all dialogues in a row, for `fast.packed_attention`, filled up to a multiple of 1,024.
 
-        `logits_to_keep` has the positions of `collate`'s window, dialogue by dialogue, filled up to a multiple of 256.
+        `logits_to_keep` has the positions of `collate`'s window, dialogue by dialogue, filled up to a multiple of 512.
         """
         sequences = [list(row["input_ids"]) + list(row["labels"]) for row in rows]
         ends = torch.tensor([len(sequence) for sequence in sequences]).cumsum(0)
@@ -152,14 +157,14 @@ class DecoderOnly:
         for row, end in zip(rows, ends.tolist(), strict=True):
             kept += range(end - len(row["labels"]) - 1, end)
             labels += [IGNORED, *row["labels"]]
-        missing = _multiple(len(kept), 256) - len(kept)
-        longest = max(int(bounds.diff().max()), 1)
+        missing = _multiple(len(kept), 512) - len(kept)
+        longest = int(bounds.diff().max())
         return {
             "input_ids": ids,
             "position_ids": (torch.arange(total) - starts).unsqueeze(0),
             "attention_mask": torch.zeros(1, 1, 1, 1),  # of 4 dimensions: transformers then makes none of its own
             "cu_seq_lens_q": bounds,
-            "max_length_q": _multiple(longest, 1024),
+            "max_length_q": _multiple(longest, 2048),
             "labels": torch.tensor([labels + [IGNORED] * missing]),
             "logits_to_keep": torch.tensor(kept + [0] * missing),
             "use_cache": False,

@@ -84,6 +84,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         label_names=["labels"],
         dataloader_num_workers=min(4, os.cpu_count() or 1) if hardware.fast_steps() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": True},  # the next batch is copied while the card computes
         disable_tqdm=True,  # our own bar, plain text
         report_to="none",
         seed=seed,
@@ -237,7 +238,7 @@ class SummarizationTrainer(Trainer):
         if self._clock is None:
             self.training_seconds()
         step = super().training_step
-        if not (self.fast and self.parts.family.fixed_attention):  # T5's blocks recompile while a graph is captured
+        if not self.fast:
             return step(model, inputs, num_items_in_batch)
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
