@@ -114,7 +114,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             dialogues={"train": 96, "test": 40},
             max_prompt_tokens=512,
             generation=Generation(max_new_tokens=60),
-            settings={  # 24 steps; rates and batch were chosen on validation and the training dialogues that are left out
+            settings={  # 24 steps; rates and batch were chosen on validation and the dialogues left out of training
                 "full": Settings(2e-4, epochs=1, batch_size=4, select_by="loss"),
                 "lora": Settings(4e-3, epochs=1, batch_size=4, select_by="loss"),
             },

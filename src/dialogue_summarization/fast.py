@@ -9,6 +9,7 @@
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -116,7 +117,8 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on at the slow pace without a word
     torch.fx.experimental._config.use_duck_shape = False  # 64 dialogues of 64 tokens are not alike by being 64
     for block in blocks(network):
-        block.compile(dynamic=True)  # once for all shapes
+        # Padded batches come in more shapes than packed ones, and adapters take minutes to compile for any shape.
+        block.compile(dynamic=True if attention is None else None)
 
 
 @contextlib.contextmanager
@@ -221,10 +223,11 @@ def graphed_decoding(network: PreTrainedModel) -> Iterator[None]:
 
     All that decides which token comes next, beams included, stays with `generate`.
     """
-    eager_forward, passes = network.forward, itertools.count()
+    eager_forward, own, passes = network.forward, network.__dict__.get("forward"), itertools.count()
     static: dict[str, Any] = {}
     graph, output = torch.cuda.CUDAGraph(), None
 
+    @functools.wraps(eager_forward)  # generate reads its arguments: without logits_to_keep it computes every position's
     def forward(**inputs: Any) -> Any:
         nonlocal output
         if next(passes) < WARM_UP_PASSES:
@@ -244,4 +247,6 @@ def graphed_decoding(network: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        del network.forward  # the class's again
+        del network.forward
+        if own is not None:  # accelerate's, while the model trains
+            network.forward = own

@@ -93,6 +93,7 @@ def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generat
     if not (hardware.fast_steps() and model.family.fixed_attention):
         return model.network.generate(**inputs)
     base = fast.base_of(model.network)
-    cache = fast.static_cache(base, inputs["input_ids"].shape[1], generation.max_new_tokens, torch.bfloat16)
+    dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32
+    cache = fast.static_cache(base, inputs["input_ids"].shape[1], generation.max_new_tokens, dtype)
     with fast.attention(base, model.family.fixed_attention), fast.graphed_decoding(base):
         return model.network.generate(**inputs, past_key_values=cache)
