@@ -28,7 +28,7 @@ def test_fixed_batches_have_the_loss_and_gradients_of_plain_ones(tiny, method):
     rows = encoded(model, 5)
     loss, expected = gradients(model, model.family.collate(rows))
     if model.family.fixed_attention:
-        next(m for m in network.modules() if isinstance(m, fast.PreTrainedModel)).set_attn_implementation(fast.PACKED)
+        fast.base_of(network).set_attn_implementation(fast.PACKED)
     batch = model.family.fixed(rows, batch_size=8)
     fixed_loss, found = gradients(model, batch)
     assert fixed_loss == pytest.approx(loss, abs=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_experiment, tiny_rows
 
-from dialogue_summarization import fast, hardware, models
+from dialogue_summarization import decoding, fast, hardware, models
 from dialogue_summarization.experiments import METHODS, Generation
 from dialogue_summarization.generation import generation_config, summarize
 
@@ -177,8 +177,8 @@ def test_a_cache_of_fixed_size_writes_what_a_growing_one_does(tiny_models, tiny_
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     loaded.network.generation_config = generation_config(loaded, replace(GREEDY, num_beams=num_beams))
     expected = loaded.network.generate(**inputs)
-    cache = fast.static_cache(loaded.network, batch["input_ids"].shape[1], GREEDY.max_new_tokens, torch.float32)
-    with fast.attention(loaded.network, fast.PACKED):
+    cache = decoding.static_cache(loaded.network, batch["input_ids"].shape[1], GREEDY.max_new_tokens, torch.float32)
+    with decoding.attention(loaded.network, fast.PACKED):
         found = loaded.network.generate(**inputs, past_key_values=cache)
     assert found.tolist() == expected.tolist()
     assert len({tuple(row) for row in found.tolist()}) > 4

@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny_experiment, tiny_network, tiny_rows
 from rouge_score import rouge_scorer
 
-from dialogue_summarization import prompts, runs, study, training
+from dialogue_summarization import prompts, runs, study, trainer_parts, training
 from dialogue_summarization.experiments import METHODS
 
 FILES = {"config.json", "environment.json", "metrics.json", "predictions.csv"}
@@ -159,7 +159,7 @@ def interrupt(patch, call):
             raise KeyboardInterrupt
         return usual(*some, **more)
 
-    patch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    patch.setattr(trainer_parts, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     patch.setattr(training.SummarizationTrainer, "training_step", training_step)
 
 

@@ -1,28 +1,24 @@
-"""What makes training and writing faster on a CUDA card, and changes neither. Figures: GPU_OPTIMIZATION_GUIDE.md.
+"""What makes a training step faster on a CUDA card, and leaves it the same step. Measured in GPU_OPTIMIZATION_GUIDE.md.
 
 - Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them.
 - Packed sequences, for decoder-only models: the dialogues of a batch in one row, attention within each alone, no
   padding.
 - A CUDA graph of forward and backward pass for each shape: the card is launched once a step instead of thousands of
   times.
-- The same for writing: a graph of the pass that adds a token, over a cache of fixed size.
 """
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.fx.experimental._config
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKED = "packed"  # the attention implementation registered below
-WARM_UP_PASSES = 2  # of `generate` before its graph is captured: over the prompt, and the first over one token
 SEEN_BEFORE_CAPTURE = 2  # steps of a shape that run as usual, and compile, before its graph is captured
 
 
@@ -98,17 +94,6 @@ def base_of(network: torch.nn.Module) -> PreTrainedModel:
     return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
 
 
-@contextlib.contextmanager
-def attention(network: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """With another attention implementation."""
-    own = network.config._attn_implementation
-    network.set_attn_implementation(implementation)
-    try:
-        yield
-    finally:
-        network.set_attn_implementation(own)
-
-
 def prepare(network: torch.nn.Module, attention: str | None) -> None:
     """Set a model up for batches of fixed shapes: their attention, and each block compiled in place."""
     if attention:
@@ -132,6 +117,18 @@ def eager(network: torch.nn.Module) -> Iterator[None]:
     finally:
         for block, implementation in compiled:
             block._compiled_call_impl = implementation
+
+
+def held(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a pass's inputs, for a graph to read at every replay."""
+    return {name: value.clone() if torch.is_tensor(value) else value for name, value in inputs.items()}
+
+
+def refill(static: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Put the next inputs, of the same shapes, where a graph reads them."""
+    for name, value in inputs.items():
+        if torch.is_tensor(value):
+            static[name].copy_(value, non_blocking=True)
 
 
 class StepGraphs:
@@ -159,16 +156,14 @@ class StepGraphs:
                 return self._step(inputs, items)
             self._graphs[key] = self._capture(inputs, items)
         graph, static, static_items, loss = self._graphs[key]
-        for name, value in inputs.items():
-            if torch.is_tensor(value):
-                static[name].copy_(value, non_blocking=True)
+        refill(static, inputs)
         static_items.copy_(items)
         self._point_gradients()
         graph.replay()
         return loss.clone()
 
     def _capture(self, inputs: dict[str, Any], items: torch.Tensor) -> tuple:
-        static = {name: value.clone() if torch.is_tensor(value) else value for name, value in inputs.items()}
+        static = held(inputs)
         static_items = items.clone()
         if not self._gradients:
             self._gradients = [torch.zeros_like(weight) for weight in self._weights]
@@ -184,69 +179,3 @@ class StepGraphs:
     def _point_gradients(self) -> None:
         for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
-
-
-class _BeamLayer(StaticLayer):
-    """A cache of fixed size whose tensors stay where they are, as a graph needs it, in the precision of attention.
-
-    Beams of a dialogue share its prompt: only what was written after it changes places with them.
-    """
-
-    def __init__(self, max_cache_len: int, prompt_length: int, dtype: torch.dtype) -> None:
-        super().__init__(max_cache_len)
-        self._prompt_length, self._dtype = prompt_length, dtype
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Transformers', rounded before it is stored: attention would round at every step what is stored in fp32."""
-        return super().update(key_states.to(self._dtype), value_states.to(self._dtype), *args, **kwargs)
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Transformers', in place."""
-        for cache in (self.keys, self.values):
-            written = cache[:, :, self._prompt_length :]
-            written.copy_(written.index_select(0, beam_idx))
-
-
-def static_cache(network: PreTrainedModel, prompt_length: int, new_tokens: int, dtype: torch.dtype) -> StaticCache:
-    """A cache for `generate` of a decoder-only model, of fixed size: prompt and new tokens."""
-    length = prompt_length + new_tokens
-    cache = StaticCache(config=network.config, max_cache_len=length)
-    cache.layers = [_BeamLayer(length, prompt_length, dtype) for _ in cache.layers]
-    return cache
-
-
-@contextlib.contextmanager
-def graphed_decoding(network: PreTrainedModel) -> Iterator[None]:
-    """Within it one call of `generate` with a `static_cache` replays a CUDA graph for each new token.
-
-    All that decides which token comes next, beams included, stays with `generate`.
-    """
-    eager_forward, own, passes = network.forward, network.__dict__.get("forward"), itertools.count()
-    static: dict[str, Any] = {}
-    graph, output = torch.cuda.CUDAGraph(), None
-
-    @functools.wraps(eager_forward)  # generate reads its arguments: without logits_to_keep it computes every position's
-    def forward(**inputs: Any) -> Any:
-        nonlocal output
-        if next(passes) < WARM_UP_PASSES:
-            return eager_forward(**inputs)
-        if output is None:
-            static.update({name: value.clone() if torch.is_tensor(value) else value for name, value in inputs.items()})
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                output = eager_forward(**static)
-        for name, value in inputs.items():
-            if torch.is_tensor(value):
-                static[name].copy_(value)
-        graph.replay()
-        return output
-
-    network.forward = forward
-    try:
-        yield
-    finally:
-        del network.forward
-        if own is not None:  # accelerate's, while the model trains
-            network.forward = own

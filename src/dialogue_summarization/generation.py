@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from . import fast, hardware
+from . import decoding, fast, hardware
 from .experiments import Generation
 from .models import Model
 
@@ -89,11 +89,11 @@ def summarize(
 
 
 def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generation) -> torch.Tensor:
-    """What `generate` returns; by the graphs of module `fast` where the card and the family have them."""
+    """What `generate` returns; by the graphs of module `decoding` where the card and the family have them."""
     if not (hardware.fast_steps() and model.family.fixed_attention):
         return model.network.generate(**inputs)
     base = fast.base_of(model.network)
     dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32
-    cache = fast.static_cache(base, inputs["input_ids"].shape[1], generation.max_new_tokens, dtype)
-    with fast.attention(base, model.family.fixed_attention), fast.graphed_decoding(base):
+    cache = decoding.static_cache(base, inputs["input_ids"].shape[1], generation.max_new_tokens, dtype)
+    with decoding.attention(base, model.family.fixed_attention), decoding.graphed_decoding(base):
         return model.network.generate(**inputs, past_key_values=cache)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -12,18 +11,13 @@ import datasets
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
@@ -33,8 +27,8 @@ from .generation import summarize
 from .models import Model
 from .rouge import score_all
 from .tokenization import IGNORED, Family
+from .trainer_parts import GroupedByLength, Progress, TimedCheckpoint
 
-SECONDS_BETWEEN_CHECKPOINTS = 600
 PAIRS_WORTH_COMPILING = 20_000  # compiling takes half a minute for SmolLM2, two for T5 (H100)
 
 
@@ -135,8 +129,8 @@ class SummarizationTrainer(Trainer):
         self._eval_tokens_a_dialogue = tokens / len(self.eval_dataset) if self.eval_dataset else 1.0
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(_Progress())
-        self.add_callback(_TimedCheckpoint())
+        self.add_callback(Progress())
+        self.add_callback(TimedCheckpoint())
         if settings.patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
 
@@ -154,9 +148,7 @@ class SummarizationTrainer(Trainer):
             self.args.train_sampling_strategy = "random"
             return super()._get_train_sampler(train_dataset)
         rows = train_dataset if train_dataset is not None else self.train_dataset
-        return _GroupedByLength(
-            self.args.seed, self.args.train_batch_size * self.args.gradient_accumulation_steps, rows
-        )
+        return GroupedByLength(self.args.seed, self.args.train_batch_size * self.args.gradient_accumulation_steps, rows)
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
@@ -243,53 +235,3 @@ class SummarizationTrainer(Trainer):
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
         return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
-
-
-class _GroupedByLength(LengthGroupedSampler):
-    """Dialogues of a batch are about as long: little padding. Trainer's goes on from its last epoch's random state."""
-
-    def __init__(self, seed: int, batch_size: int, rows: datasets.Dataset) -> None:
-        super().__init__(batch_size, lengths=list(rows["length"]))
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-
-
-class _Progress(TrainerCallback):
-    """A bar of plain text: Trainer's own in notebooks is HTML, in terminals it prints a dictionary a log."""
-
-    bar: tqdm | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", file=sys.stdout, mininterval=1
-        )
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.bar is None:  # evaluated before it trains
-            return
-        loss = {name: kwargs["logs"][name] for name in ("loss", "eval_loss", "eval_rouge2") if name in kwargs["logs"]}
-        if loss:
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in loss.items()}, refresh=False)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.close()
-
-
-class _TimedCheckpoint(TrainerCallback):
-    """A checkpoint where the last one lies `SECONDS_BETWEEN_CHECKPOINTS` back, beside those at each epoch's end."""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.last = time.monotonic()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS:
-            control.should_save = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.last = time.monotonic()
