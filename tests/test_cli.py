@@ -91,7 +91,7 @@ def test_score_by_id_whatever_the_order(tiny_data, tmp_path):
         (["id", "prediction"], [["d_20", "a"]], ["missing", "4 ids", "d_21"]),
         (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 24)], ["repeated", "d_24"]),
         (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 99)], ["unknown", "d_99"]),
-        (["id", "prediction"], [[f"d_{n}", " " if n == 22 else "a"] for n in range(20, 25)], ["1 row", "(3)"]),
+        (["id", "prediction"], [[f"d_{n}", " " if n == 22 else "a"] for n in range(20, 25)], ["empty", "1 id", "d_22"]),
         (["id", "summary"], [["d_20", "a"]], ["--column", "'prediction'", "id, summary"]),
         (["prediction"], [["a"], ["b"]], ["2 rows", "15 references"]),
     ],

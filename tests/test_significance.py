@@ -109,9 +109,7 @@ def simulated_seeds(seeds, seed):
     """Methods whose checkpoints differ: true difference 0, deviation 0.02 between seeds, 0.08 between dialogues."""
     generator = np.random.default_rng(seed)
     hard = generator.beta(2, 3, 100)
-    return [
-        hard + generator.normal(0, 0.02, (seeds, 1)) + generator.normal(0, 0.08, (seeds, 100)) for _ in range(2)
-    ]
+    return [hard + generator.normal(0, 0.02, (seeds, 1)) + generator.normal(0, 0.08, (seeds, 100)) for _ in range(2)]
 
 
 def test_intervals_of_one_seed_hold_0_19_times_of_20():

@@ -1,6 +1,7 @@
 """BERTScore (Zhang et al. 2020, arXiv 1904.09675): how near the words of two texts are for an encoder.
 
-Optional: `uv sync --extra bertscore`. Scores of different encoders do not compare; the signature names which one it was.
+Optional: `uv sync --extra bertscore`. Scores of different encoders do not compare; the signature
+names which one it was.
 """
 
 import contextlib

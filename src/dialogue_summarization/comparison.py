@@ -1,4 +1,4 @@
-"""Tables and sentences that compare systems: where they stand, how sure each difference is, and against which reference.
+"""Tables and sentences that compare systems: where they stand, how sure a difference is, and against which reference.
 
 A difference counts when its p-value, corrected for the number of pairs (Holm), is below 0.05. "As good as" counts when
 the equivalence test says so, never because a difference was not found.
@@ -16,7 +16,7 @@ from .report import HEADINGS
 from .rouge import TYPES
 from .runs import Run
 from .significance import MARGIN, Difference, compare, holm
-from .systems import System, baselines, best_baseline, human_line, of_runs
+from .systems import KINDS, System, baselines, best_baseline, human_line, of_runs
 
 LEVEL = 0.05
 
@@ -42,10 +42,14 @@ def standings(systems: Sequence[System], test: datasets.Dataset | None = None) -
     table = pd.DataFrame(rows)
     if human is not None and (way := compare(human.scores("rougeL"), start.scores("rougeL"))).low > 0:
         table["way to humans"] = [f"{(score - start.score('rougeL')) / way.mean:.0%}" for score in table["score"]]
-    order = {"human": 0, "published": 1, "run": 2, "baseline": 3}
-    table = table.sort_values(["what", "score"], key=lambda column: column.map(order) if column.name == "what"
-                              else -column, kind="stable")  # fmt: skip
+    order = [KINDS.index(kind) for kind in table["what"]]
+    table = table.iloc[np.lexsort([-table["score"], order])]
     return table.drop(columns="score").set_index("system")
+
+
+def scores(systems: Sequence[System]) -> pd.DataFrame:
+    """A row a system: each measure with its interval."""
+    return pd.DataFrame(map(_standing, systems)).set_index("system").drop(columns=["what", "score"])
 
 
 def _standing(one: System) -> dict[str, object]:
@@ -55,10 +59,8 @@ def _standing(one: System) -> dict[str, object]:
 
 
 def _recorded(name: str, row: pd.Series) -> dict[str, object]:
-    scores = {
-        HEADINGS[kind]: with_interval(row[kind], (row[f"{kind}_low"], row[f"{kind}_high"])) for kind in TYPES
-    }
-    return {"system": f"{name} (recorded)", "what": "published", "score": row["rougeL"], **scores, "seeds": "–"}
+    found = {HEADINGS[kind]: with_interval(row[kind], (row[f"{kind}_low"], row[f"{kind}_high"])) for kind in TYPES}
+    return {"system": f"{name} (recorded)", "what": "published", "score": row["rougeL"], **found, "seeds": "–"}
 
 
 def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") -> str:
@@ -132,7 +134,9 @@ def sentences(systems: Sequence[System], measure: str) -> list[str]:
     for one, other, gap, p, same in differences(systems, measure):
         name = HEADINGS[measure]
         what = "beats" if p < LEVEL else "is above"
-        seeds = f"over {gap.seeds} seeds" if gap.seeds > 1 else "this run of each, one seed"
+        seeds = f"over {gap.seeds} seeds of each" if gap.seeds > 1 else "these two alone, one seed each"
+        if {one.kind, other.kind} != {"run"}:
+            seeds = "these summaries"
         lines.append(
             f"{one.name} {what} {other.name} by {gap.mean:.3f} {name}, interval {_signed(gap.low)} to "
             f"{_signed(gap.high)}, p {_p(p)}: {verdict(p, same)} ({seeds})."

@@ -5,16 +5,15 @@ The predictions are not part of this repository; `published_scores.csv` holds wh
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import pandas as pd
 
 from .data import ROOT
-from .report import match
-from .rouge import TYPES, pairs
-from .systems import System, system
+from .rouge import TYPES
+from .systems import System, of_file
 
 FOLDER = ROOT.parent / "shared" / "published"
 TABLE = Path(__file__).with_name("published_scores.csv")
@@ -68,19 +67,8 @@ def load(test: datasets.Dataset, folder: str | Path | None = None) -> list[Syste
 
 
 def score(entry: Published, test: datasets.Dataset, folder: Path) -> System:
-    """One published system; where its file has a row a reference, each summary counts against its own.
-
-    Such summaries of one dialogue may differ. The best reference then would be the best of several tries: left out.
-    """
-    texts, references = match(folder / entry.file, entry.column, test)
-    table = pairs(texts, references)
-    if len(texts) == len(test):
-        return system(entry.name, "published", [table])
-    keys = [(row, at) for row, several in enumerate(test["summaries"]) for at in range(len(several))]
-    table.index = pd.MultiIndex.from_tuples(keys, names=table.index.names)
-    tries = pd.Series(texts, table.index).groupby(level="dialogue").nunique().max()
-    found = system(entry.name, "published", [table])
-    return found if tries == 1 else replace(found, best=None, best_of_others=None)
+    """One published system. Raises `PredictionsError`."""
+    return of_file(entry.name, folder / entry.file, entry.column, test, kind="published")[0]
 
 
 def recorded() -> pd.DataFrame:
@@ -99,4 +87,3 @@ def table(test: datasets.Dataset, folder: str | Path | None = None) -> pd.DataFr
             row |= {name: round(one.score(name), 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
         rows.append(row)
     return pd.DataFrame(rows).set_index("system")
-

@@ -86,7 +86,6 @@ def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:
     Args:
         scores: As `pairs` gives them; dialogues with one reference are left out.
     """
-
     found = {}
     for name in TYPES:
         wide = np.sort(-scores[name].unstack().to_numpy(), axis=1)  # the best first, missing references last

@@ -5,18 +5,19 @@ All are scored in one way on the same test dialogues, and stay apart by their ki
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
 
-from .report import label, texts_of
+from .report import label, match, texts_of
 from .rouge import TYPES, humans, leave_one_out_best, pairs
 from .runs import Run
 from .significance import interval
 
-KINDS = ("human", "published", "run", "baseline")
+KINDS = ("human", "published", "run", "file", "baseline")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,28 @@ def of_runs(runs: Sequence[Run], test: datasets.Dataset) -> list[System]:
         system(name, "run", [pairs(texts_of(run, test), references) for run in several], several)
         for name, several in groups.items()
     ]
+
+
+def of_file(
+    name: str, path: Path, column: str, test: datasets.Dataset, *, kind: str = "file", allow_missing: bool = False
+) -> tuple[System, list[str] | None]:
+    """A system from a file of summaries, and its summaries, one a dialogue; None where there are several a dialogue.
+
+    Where the file has a row a reference, each row counts against its own reference, and dialogues stay the units. Such
+    summaries of one dialogue may differ; the best reference would then be the best of several tries, and is left out.
+    Raises what `report.match` raises.
+    """
+    texts, references = match(path, column, test, allow_missing=allow_missing)
+    table = pairs(texts, references)
+    if len(texts) == len(test):
+        return system(name, kind, [table]), texts
+    keys = [(row, at) for row, several in enumerate(test["summaries"]) for at in range(len(several))]
+    table.index = pd.MultiIndex.from_tuples(keys, names=table.index.names)
+    grouped = pd.Series(texts, table.index).groupby(level="dialogue")
+    found = system(name, kind, [table])
+    if grouped.nunique().max() > 1:
+        return replace(found, best=None, best_of_others=None), None
+    return found, grouped.first().tolist()
 
 
 def lead(dialogue: str, turns: int) -> str:

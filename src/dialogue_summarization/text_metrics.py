@@ -1,7 +1,7 @@
 """What ROUGE leaves out, without a network: chrF and BLEU, lengths, novelty, repetition, a proxy of faithfulness.
 
-All but chrF and BLEU need no reference and are one value a dialogue; those two are of the whole set, as they are defined
-(Popović 2015; Papineni et al. 2002), by sacrebleu. BERTScore is in `bertscore`, with the extra of that name.
+All but chrF and BLEU need no reference and are one value a dialogue; those two are of the whole set, as they are
+defined (Popović 2015; Papineni et al. 2002), by sacrebleu. BERTScore is in `bertscore`, with the extra of that name.
 """
 
 import re
@@ -16,15 +16,14 @@ from sacrebleu.metrics import BLEU, CHRF
 from .significance import mean_with_interval
 
 WORD = re.compile(r"[\w']+")
-NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-} | {word: str(10 * tens) for tens, word in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), 3)}
-for _word in ("one", "two"):  # mostly no numbers of the dialogue: "one of them", "two people discuss"
-    NUMBERS.pop(_word)
+# Without one and two, which are mostly no numbers of the dialogue: "one of them", "two people discuss".
+_SMALL = (
+    "three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty"
+)
+_TENS = "thirty forty fifty sixty seventy eighty ninety"
+NUMBERS = {word: str(number) for number, word in enumerate(_SMALL.split(), 3)}  # noqa: SIM905
+NUMBERS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 3)}  # noqa: SIM905
 SPEAKER = re.compile(r"#?\s?\bPerson[ _]?(\d+)\b\s?#?", re.IGNORECASE)
 COLUMNS = {  # what each column is, for tables
     "words": "words",
@@ -85,7 +84,9 @@ def faithfulness(summary: str, dialogue: str, common: frozenset[str] = frozenset
     A proxy: it sees a made-up name or number, but neither who did what nor whether it is true.
     """
     found = claims(summary, common)
-    there = {re.sub(r"\W", "", word) for word in words(dialogue)} | {word.removesuffix("'s") for word in words(dialogue)}
+    there = {re.sub(r"\W", "", word) for word in words(dialogue)} | {
+        word.removesuffix("'s") for word in words(dialogue)
+    }
     there |= claims(dialogue)
     return sum(claim in there for claim in found) / len(found) if found else float("nan")
 
@@ -126,7 +127,7 @@ def _of_dialogues(dialogues: tuple[str, ...]) -> tuple[frozenset[str], list[list
 def corpus(
     predictions: Sequence[str], references: Sequence[Sequence[str]], resamples: int = 1000
 ) -> dict[str, tuple[float, tuple[float, float], str]]:
-    """chrF and BLEU of all summaries together (0 to 100), with 95 % interval and sacrebleu's signature.
+    """ChrF and BLEU of all summaries together (0 to 100), with 95 % interval and sacrebleu's signature.
 
     The interval is the score plus and minus half the width of sacrebleu's own bootstrap.
     """
