@@ -1,4 +1,4 @@
-"""Systems and the tables that compare them: humans and published systems as published, verdicts that the tests allow."""
+"""Systems and the tables that compare them: humans and published systems as published, verdicts that tests allow."""
 
 import re
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_best_of_three_references_is_as_published(dialogsum):
     }.items():
         one = published.score(entries[name], dialogsum, SHARED / "published")
         assert one.best.mean(axis=(0, 1))[:3] == pytest.approx(expected, abs=5e-5)
-        assert (one.best_of_others <= one.best).all() and (one.best_of_others >= one.mean - 1e-12).all()
+        assert (one.best_of_others <= one.best + 1e-12).all() and (one.best_of_others >= one.mean - 1e-12).all()
 
 
 @needs_dialogsum

@@ -1,7 +1,6 @@
 """Tables from runs: what the notebooks show and the command line prints."""
 
 import importlib.metadata
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,44 +114,6 @@ def results(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("run")
 
 
-def costs(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row a run: what it took to train, keep and use, measured."""
-    rows = [
-        {
-            "run": label(run),
-            "weights": f"{run.metrics['parameters']:,}",
-            "trained": f"{run.metrics['trainable_parameters']:,}",
-            "training s": _number(run.metrics.get("train_seconds"), ".0f"),
-            "dialogues a s": _number(run.metrics.get("train_samples_per_second"), ".2f"),
-            "peak memory GiB": _number(run.metrics.get("peak_memory_bytes"), ".2f", 1 << 30),
-            "to ship MB": _number(_shipped(run), ".1f", 1e6),
-            "summaries s": _number(run.metrics.get("generate_seconds"), ".0f"),
-            "device": run.environment["device"],
-        }
-        for run in runs
-    ]
-    return pd.DataFrame(rows).set_index("run")
-
-
-def differences(runs: Sequence[Run], test: datasets.Dataset, measure: str) -> pd.DataFrame:
-    """A row a pair of runs: the mean difference dialogue by dialogue, its 95 % interval, and what that says."""
-    scores = {label(run): dialogue_scores(run, test)[measure] for run in runs}
-    rows = []
-    for one, other in itertools.combinations(sorted(scores, key=lambda name: -scores[name].mean()), 2):
-        gap = scores[one] - scores[other]
-        low, high = interval(gap)
-        rows.append(
-            {
-                "pair": f"{one} over {other}",
-                f"{HEADINGS[measure]} difference": f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
-                "these dialogues tell": "a difference" if low > 0 or high < 0 else "no difference",
-            }
-        )
-    return pd.DataFrame(rows, columns=["pair", f"{HEADINGS[measure]} difference", "these dialogues tell"]).set_index(
-        "pair"
-    )
-
-
 def sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
     """A row a run: where its record comes from; for a run that is missing, which notebook makes it."""
     makers = {"zero-shot": "notebook 01 makes it", "full": "notebook 02 makes it"}
@@ -196,27 +157,6 @@ def signature(test: datasets.Dataset) -> str:
         f"rouge_score:{importlib.metadata.version('rouge-score')}|stem:yes|refs:mean{'-'.join(map(str, counts))}"
         f"|lsum:sentences|n:{len(test)}|bs:10000|seed:0"
     )
-
-
-def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> pd.DataFrame:
-    """The dialogues on which one run scores best, in the middle and worst by ROUGE-L, with every run's summary."""
-    order = dialogue_scores(by, test)["rougeL"].reset_index(drop=True).sort_values(ascending=False, kind="stable").index
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    columns = {}
-    for rule, number in chosen.items():
-        row = test[int(number)]
-        column = {"dialogue": row["dialogue"]}
-        column |= {f"reference {place}": text for place, text in enumerate(row["summaries"], 1)}
-        column |= {label(run): run.predictions["prediction"].iloc[int(number)] for run in runs}
-        columns[f"{rule} ({row['id']})"] = column
-    return pd.DataFrame(columns)
-
-
-def _shipped(run: Run) -> float | None:
-    """Bytes that somebody needs who has the base model: the adapter, all weights as fp32, or nothing."""
-    if run.config.settings is None:
-        return None
-    return run.metrics.get("adapter_bytes", run.metrics["parameters"] * 4)
 
 
 def _number(value: float | None, spec: str, unit: float = 1) -> str:

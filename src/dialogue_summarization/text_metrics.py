@@ -22,8 +22,8 @@ _SMALL = (
     "nineteen twenty"
 )
 _TENS = "thirty forty fifty sixty seventy eighty ninety"
-NUMBERS = {word: str(number) for number, word in enumerate(_SMALL.split(), 3)}  # noqa: SIM905
-NUMBERS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 3)}  # noqa: SIM905
+NUMBERS = {word: str(number) for number, word in enumerate(_SMALL.split(), 3)}
+NUMBERS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 3)}
 SPEAKER = re.compile(r"#?\s?\bPerson[ _]?(\d+)\b\s?#?", re.IGNORECASE)
 COLUMNS = {  # what each column is, for tables
     "words": "words",
