@@ -24,13 +24,17 @@ COLOURS = {
 MARKERS = {"zero-shot": "o", "full": "s", "lora-efficient": "v", "lora-balanced": "D", "lora-high-performance": "^"}
 
 
-def _axes(columns: int = 1, width: float = 6.4, height: float = 3.6) -> tuple[Figure, list[plt.Axes]]:
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
+def _axes(
+    columns: int = 1, width: float = 6.4, height: float = 3.6, *, rows: int = 1, sharey: bool = False
+) -> tuple[Figure, list[plt.Axes]]:
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, sharey=sharey
+    )
     figure.set_facecolor("white")
     plt.close(figure)  # the notebook shows what the cell returns, once
-    for ax in axes[0]:
+    for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes[0])
+    return figure, list(axes.flat)
 
 
 def _colour(run: Run) -> str:
@@ -90,8 +94,10 @@ def cost_against_quality(runs: Sequence[Run], price_an_hour: float | None = None
     """ROUGE-L against each cost that was measured: time, memory, energy, price, weights trained, megabytes to ship."""
     found = {label(run): costs.measures(run, price_an_hour) for run in runs}
     shown = [key for key in costs.COLUMNS if any(entry.get(key) for entry in found.values())]
-    figure, axes = _axes(len(shown), width=2.9, height=3.4)
-    for ax, key in zip(axes, shown, strict=True):
+    figure, axes = _axes(3, width=3, height=2.6, rows=-(-len(shown) // 3), sharey=True)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    for ax, key in zip(axes, shown, strict=False):
         for run in runs:
             if key in found[label(run)]:
                 style = {"color": _colour(run), "marker": MARKERS.get(run.name, "o"), "edgecolors": "black", "s": 70}
@@ -103,7 +109,8 @@ def cost_against_quality(runs: Sequence[Run], price_an_hour: float | None = None
         else:
             ax.set_xlim(0, 1.1 * max(values))
         ax.set(xlabel=costs.COLUMNS[key][0])
-    axes[0].set(ylabel="ROUGE-L")
+    for ax in axes[::3]:
+        ax.set(ylabel="ROUGE-L")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, ncols=len(names), loc="outside lower center", fontsize="small")
     return figure

@@ -53,13 +53,13 @@ def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
         to_markdown(comparison.standings(systems, test)),
         "## Differences in ROUGE-L",
         "\n".join(f"- {line}" for line in comparison.sentences(ours, "rougeL")) or "There is one system.",
-        'p-values by approximate randomization, corrected for the number of pairs (Holm); "as good as" by two one-sided '
-        "tests with a margin of 0.01 ROUGE-1.",
+        'p-values by approximate randomization, corrected for the number of pairs (Holm); "as good as" by two '
+        "one-sided tests with a margin of 0.01 ROUGE-1.",
         comparison.resolution(ours, "rougeL"),
         "## How they were made",
         "\n".join(f"- {name}: {value}" for name, value in about.items()),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts).replace(" (reference)", "") + "\n"  # the file lies beside the records themselves
 
 
 def write(made: Sequence[runs.Run], test: datasets.Dataset, folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -67,7 +67,8 @@ class Run:
     metrics: dict[str, float]
     predictions: pd.DataFrame  # id, prediction: a row a dialogue
     log: pd.DataFrame  # step, epoch, loss, eval_loss, learning_rate, seconds
-    likelihood: pd.DataFrame  # id, kind, reference, wrong: see module `likelihood`; empty in older records
+    # id, kind, reference, wrong: see module `likelihood`; empty in older records.
+    likelihood: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def name(self) -> str:
