@@ -135,7 +135,7 @@ def test_verdicts(noisy, shift, spread, expected):
 
 def test_seeds_are_named_and_a_system_alone_has_no_pairs(noisy):
     pair = [noisy("one", 0.05, 0.02, seeds=3), noisy("other", 0, 0.02, seeds=3)]
-    assert comparison.sentences(pair, "rouge1")[0].endswith("(over 3 seeds of each).")
+    assert comparison.sentences(pair, "rouge1")[0].endswith("(over 3 and 3 seeds).")
     assert comparison.sentences(pair[:1], "rouge1") == [] and comparison.pairwise(pair[:1], "rouge1").empty
     assert "nothing to compare" in comparison.resolution(pair[:1], "rouge1")
 

@@ -117,7 +117,7 @@ def test_intervals_of_one_seed_hold_0_19_times_of_20():
     assert 0.92 <= np.mean(held) <= 0.98
 
 
-@pytest.mark.parametrize(("seeds", "least"), [(3, 0.82), (5, 0.88)])
+@pytest.mark.parametrize(("seeds", "least"), [(3, 0.88), (5, 0.91)])
 def test_intervals_over_seeds_hold_0_more_often_than_without_them(seeds, least):
     with_seeds, without = [], []
     for seed in range(200):
@@ -126,9 +126,8 @@ def test_intervals_over_seeds_hold_0_more_often_than_without_them(seeds, least):
         with_seeds.append(found.low <= 0 <= found.high)
         one_checkpoint = compare(one[0], other[0], resamples=1000)
         without.append(one_checkpoint.low <= 0 <= one_checkpoint.high)
-    assert found.seeds == seeds
     assert np.mean(with_seeds) >= least
-    assert np.mean(without) < np.mean(with_seeds)
+    assert np.mean(without) < 0.7  # one checkpoint's interval is not about the method
 
 
 def test_seeds_that_agree_add_nothing_to_the_interval():

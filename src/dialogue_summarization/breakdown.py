@@ -29,6 +29,9 @@ class Html:
     def __init__(self, markup: str) -> None:
         self.markup = markup
 
+    def __repr__(self) -> str:
+        return "(a table of texts, shown where HTML is)"  # without an address, which each execution would change
+
     def _repr_html_(self) -> str:
         return self.markup
 
@@ -49,7 +52,10 @@ def groups(test: datasets.Dataset, by: str, least: int = 10) -> pd.Series:
     if len(edges) < 2:
         return sizes.astype(str).astype("category")
     unit = "words" if by == "length" else "turns"
-    names = [f"{low + (place > 0)} to {high} {unit}" for place, (low, high) in enumerate(itertools.pairwise(edges))]
+    names = []
+    for place, (low, high) in enumerate(itertools.pairwise(edges)):
+        first = low + (place > 0)
+        names.append(f"{high} {unit}" if first == high else f"{first} to {high} {unit}")
     return pd.cut(sizes, edges, labels=names, include_lowest=True)
 
 

@@ -134,7 +134,8 @@ def sentences(systems: Sequence[System], measure: str) -> list[str]:
     for one, other, gap, p, same in differences(systems, measure):
         name = HEADINGS[measure]
         what = "beats" if p < LEVEL else "is above"
-        seeds = f"over {gap.seeds} seeds of each" if gap.seeds > 1 else "these two alone, one seed each"
+        counts = len(one.mean), len(other.mean)
+        seeds = f"over {counts[0]} and {counts[1]} seeds" if max(counts) > 1 else "these two alone, one seed each"
         if {one.kind, other.kind} != {"run"}:
             seeds = "these summaries"
         lines.append(

@@ -95,7 +95,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a run, a column a kind of error: how often the reference is likelier, with its interval; 50 % is chance."""
     rows = []
     for run in runs:
-        row = {"run": label(run)}
+        row = {"run": label(run)} | ({"": "not in this record"} if run.likelihood.empty else {})
         for kind, entries in run.likelihood.groupby("kind", sort=False) if len(run.likelihood) else ():
             right = (entries["reference"] > entries["wrong"]).to_numpy(dtype=float)
             low, high = interval(right)

@@ -29,7 +29,6 @@ class Difference:
     p: float  # of no difference, two-sided, before any correction
     p_equivalent: float  # of a difference of the margin or more: small where the two are as good as each other
     detectable: float  # the smallest difference that so many dialogues show with 80 % power
-    seeds: int  # the fewer of the two systems' seeds
 
 
 def _blocks(dialogues: int, resamples: int) -> Iterator[int]:
@@ -130,10 +129,8 @@ def compare(
     else:
         p = randomization(gap, resamples=resamples, seed=seed)
         error = float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else 0.0
-    seeds = min(len(first), len(second))
-    return Difference(
-        mean, float(low), float(high), float(p), equivalence(mean, error, len(gap), margin), detectable(error), seeds
-    )
+    same = equivalence(mean, error, len(gap), margin)
+    return Difference(mean, float(low), float(high), float(p), same, detectable(error))
 
 
 def randomization(gap: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
