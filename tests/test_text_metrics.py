@@ -100,7 +100,7 @@ def test_chrf_and_bleu_are_sacrebleus():
 def test_bleu_by_hand():
     """Precisions 5/6, 3/5, 1/4 and, none being found, 1 / (2 x 3); no penalty, both have 6 words."""
     expected = 100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25
-    assert corpus([PREDICTIONS[0]], [REFERENCES[0][:1]], 1)["BLEU"][0] == pytest.approx(expected)
+    assert corpus([PREDICTIONS[0]], [REFERENCES[0][:1]], 0)["BLEU"][0] == pytest.approx(expected)
 
 
 def test_bertscore_of_equal_and_missing_texts():

@@ -83,6 +83,12 @@ def resampled_means(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int 
     return np.take_along_axis(means, drawn, axis=1).mean(axis=1)
 
 
+def resampled_sums(counts: np.ndarray, resamples: int = RESAMPLES, *, seed: int = 0) -> np.ndarray:
+    """Sums over dialogues of bootstrap resamples (resamples, k), of k counts a dialogue (n, k): for corpus measures."""
+    blocks = [block @ counts for block in _counts(len(counts), resamples, seed)]
+    return np.concatenate(blocks) if blocks else np.empty((0, counts.shape[1]))
+
+
 def interval(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean over dialogues, and seeds where there are several.
 
