@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import SHARED, tiny_experiment, tiny_rows
 
-from dialogue_summarization import cli, experiments, study
+from dialogue_summarization import cli, comparison, data, experiments, report, runs, study
 
 PUBLISHED = SHARED / "published"
 needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published predictions are not here")
@@ -91,7 +91,7 @@ def test_score_by_id_whatever_the_order(tiny_data, tmp_path):
         (["id", "prediction"], [["d_20", "a"]], ["missing", "4 ids", "d_21"]),
         (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 24)], ["repeated", "d_24"]),
         (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 99)], ["unknown", "d_99"]),
-        (["id", "prediction"], [[f"d_{n}", " " if n == 22 else "a"] for n in range(20, 25)], ["1 row", "(3)"]),
+        (["id", "prediction"], [[f"d_{n}", " " if n == 22 else "a"] for n in range(20, 25)], ["empty", "1 id", "d_22"]),
         (["id", "summary"], [["d_20", "a"]], ["--column", "'prediction'", "id, summary"]),
         (["prediction"], [["a"], ["b"]], ["2 rows", "15 references"]),
     ],
@@ -117,3 +117,33 @@ def test_summarize_uses_the_trained_model(name, family_name, tiny_models, tiny_d
 def test_summarize_an_empty_dialogue_or_a_run_without_weights(tiny, tmp_path):
     run = study.run(tiny, experiments.method("zero-shot"), outputs=tmp_path)
     assert "empty" in command("summarize", run.folder, "-", input=" \n").stderr
+
+
+def test_missing_summaries_can_be_scored_as_empty(tiny_data, tmp_path, capsys):
+    path = write_csv(tmp_path / "p.csv", ["id", "prediction"], [["d_20", "a b"], ["d_21", ""]])
+    line = ["score", str(path), "--dataset", str(tiny_data)]
+    assert cli.main(line) == 1
+    said = capsys.readouterr().err
+    assert "missing: 3 ids (d_22, d_23, d_24)" in said and "empty: 1 id (d_21)" in said and "--allow-missing" in said
+    assert cli.main([*line, "--allow-missing"]) == 0
+    assert "4 of them have no summary here and were scored as empty" in capsys.readouterr().out
+
+
+def test_score_and_compare_print_the_figures_of_the_notebook(capsys):
+    test = data.load(experiments.experiment("quickstart"))["test"]
+    made = [run for run in runs.collect("quickstart", "nowhere") if run.name in ("full", "lora-balanced")]
+    systems = comparison.everyone(made, test)
+    places = [str(run.folder) for run in made]
+    assert cli.main(["score", places[0], "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["rougeL"] == pytest.approx(made[0].metrics["rougeL"], abs=1e-6) and scored["dialogues"] == 40
+    assert [scored["rougeL_low"], scored["rougeL_high"]] == pytest.approx(systems[1].interval("rougeL"), abs=1e-6)
+    assert cli.main(["compare", *places]) == 0
+    printed = capsys.readouterr().out
+    ours = [one for one in systems if one.kind == "run"]
+    for line in (*comparison.sentences(ours, "rougeL"), comparison.resolution(ours, "rougeL"), report.signature(test)):
+        assert line in printed
+    shown = comparison.standings(systems, test).loc["full (reference)", "ROUGE-L"]
+    assert shown in printed
+    assert cli.main(["compare", places[0]]) == 1
+    assert "two runs" in capsys.readouterr().err

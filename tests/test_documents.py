@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from dialogue_summarization import benchmark, cli, data, experiments, report, runs, study
+from dialogue_summarization import benchmark, cli, data, experiments, report, results, runs, study
 
 DOCUMENTS = ("README.md", "GPU_OPTIMIZATION_GUIDE.md", "data/README.md")
 
@@ -20,11 +20,24 @@ def tables():
         runs.read(path.parent) for path in (runs.OUTPUTS / "reference" / "quickstart").glob("*/seed-0/metrics.json")
     ]
     made.sort(key=lambda run: experiments.STUDY_RUNS.index(run.name))
-    results = report.results(made, test).rename(index=lambda name: name.removesuffix(" (reference)"))
+    table = report.results(made, test).rename(index=lambda name: name.removesuffix(" (reference)"))
     device, date = made[0].environment["device"], made[0].date
     about = f"`{report.signature(test)}`\n\nMade on {date}, device: {device} ({made[0].environment['system']})."
-    yield "README.md", "results", f"{report.to_markdown(results)}\n\n{about}"
+    yield "README.md", "results", f"{report.to_markdown(table)}\n\n{about}"
     yield "GPU_OPTIMIZATION_GUIDE.md", "benchmarks", report.to_markdown(benchmark.table())
+
+
+def made_and_test():
+    test = data.load(experiments.experiment("quickstart"))["test"]
+    return runs.collect("quickstart", "nowhere"), test
+
+
+def test_result_files_are_those_of_the_records(tmp_path):
+    written = results.write(*made_and_test(), tmp_path)
+    assert len(written) == 2
+    for path in written:
+        committed = runs.OUTPUTS / "reference" / "quickstart" / path.name
+        assert path.read_text("utf-8") == committed.read_text("utf-8"), "run python tests/test_documents.py"
 
 
 def block(name):
@@ -68,6 +81,7 @@ def test_the_snippet_in_the_readme_is_of_this_interface(tiny, monkeypatch, capsy
 
 
 if __name__ == "__main__":
+    results.write(*made_and_test(), runs.OUTPUTS / "reference" / "quickstart")
     for document, name, content in tables():
         path = data.ROOT / document
         text = path.read_text("utf-8")

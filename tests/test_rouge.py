@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from dialogue_summarization import data
-from dialogue_summarization.rouge import TYPES, Rouge, score, score_all, sentences
+from dialogue_summarization.rouge import TYPES, Rouge, pairs, score, score_all, sentences
 from dialogue_summarization.significance import interval
 
 # Beside plain sentences: stems, case, marks, digits, other alphabets, repetition, one word, nothing.
@@ -114,6 +116,39 @@ def test_the_metric_adds_batch_by_batch():
     metric.add_batch(predictions=["a b"], references=[["a b", "c d"]])
     metric.add_batch(predictions=["x"], references=[["x", "x"]])
     assert metric.compute()["rouge1"] == pytest.approx(0.75)
+
+
+VOCABULARY = ("cat", "cats", "sat", "mat.", "Lee!", "9:30", "ran", "running", "the")
+WORDS = st.lists(st.sampled_from(VOCABULARY), max_size=12).map(" ".join)
+
+
+@given(WORDS, st.lists(WORDS, min_size=1, max_size=4), st.randoms())
+def test_the_order_of_references_does_not_matter_and_scores_are_shares(prediction, references, random):
+    found = score(prediction, references)
+    shuffled = random.sample(references, len(references))
+    assert score(prediction, shuffled) == pytest.approx(found, abs=1e-12)
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+@given(WORDS, WORDS)
+def test_f1_is_symmetric(one, other):
+    found, back = score(one, [other]), score(other, [one])
+    # Of several longest subsequences Lsum takes one, which may differ by direction: not symmetric.
+    assert [found[name] for name in TYPES[:3]] == pytest.approx([back[name] for name in TYPES[:3]], abs=1e-12)
+
+
+@given(WORDS.filter(lambda text: len(text.split()) > 1))
+def test_a_text_scores_1_against_itself(text):
+    assert score(text, [text]) == pytest.approx(dict.fromkeys(TYPES, 1.0), abs=1e-12)
+
+
+@given(st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=1, max_size=4))
+def test_pairs_have_a_row_a_reference(references):
+    table = pairs([several[0] for several in references], references)
+    assert len(table) == sum(map(len, references))
+    assert table.groupby(level="dialogue").mean().to_numpy() == pytest.approx(
+        score_all([several[0] for several in references], references).to_numpy()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from rouge_score import rouge_scorer
 from dialogue_summarization import prompts, runs, study, trainer_parts, training
 from dialogue_summarization.experiments import METHODS
 
-FILES = {"config.json", "environment.json", "metrics.json", "predictions.csv"}
+FILES = {"config.json", "environment.json", "metrics.json", "predictions.csv", "likelihood.csv"}
 RUNS = {"zero-shot": set(), "full": {"training_log.csv", "model"}, "lora-balanced": {"training_log.csv", "adapter"}}
 
 

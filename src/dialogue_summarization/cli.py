@@ -18,6 +18,7 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study smollm2-dialogsum --dataset PATH    the study, on DialogSum in a folder
   study flan-t5-base-dialogsum              the study as first conceived, from the Hugging Face Hub
   study score predictions.csv --dataset PATH --split test
+  study compare RUN RUN                     are they different, and how sure is that?
   study summarize RUN FILE                  a summary from a trained model; - reads the dialogue from standard input
 """
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
@@ -69,15 +70,29 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser(
         "score",
         help="score a file of summaries",
-        description="ROUGE of a CSV of summaries: a row a dialogue with id and prediction, or a row a reference in the "
-        "split's order.",
+        description="ROUGE with 95 %% intervals and more of a run, or of a CSV of summaries: a row a dialogue with id "
+        "and prediction, or a row a reference in the split's order.",
     )
-    score.add_argument("predictions", type=Path, help="the CSV file")
-    score.add_argument("--dataset", required=True, metavar="SOURCE", help="a Hub id or a folder")
+    score.add_argument("predictions", type=Path, help="the CSV file; or a run, as quickstart/full")
+    score.add_argument("--dataset", metavar="SOURCE", help="a Hub id or a folder (default: the run's own)")
     score.add_argument("--split", default="test", choices=("train", "validation", "test"))
     score.add_argument("--column", default="prediction", help="the column with the summaries (default: prediction)")
+    score.add_argument("--allow-missing", action="store_true", help="score missing and empty summaries as empty")
     score.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     score.set_defaults(run=_score)
+    compare = commands.add_parser(
+        "compare",
+        help="test runs against each other",
+        description="Differences of runs, or files of summaries, on the same dialogues, with intervals and tests.",
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN",
+                         help="runs, as quickstart/full (all its seeds) or a folder; or CSV files")  # fmt: skip
+    compare.add_argument("--dataset", metavar="SOURCE", help="a Hub id or a folder (default: the runs' own)")
+    compare.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    compare.add_argument("--column", default="prediction", help="the column with the summaries (default: prediction)")
+    compare.add_argument("--measure", default="rougeL", choices=("rouge1", "rouge2", "rougeL", "rougeLsum"))
+    compare.add_argument("--allow-missing", action="store_true", help="score missing and empty summaries as empty")
+    compare.set_defaults(run=_compare)
     summarize = commands.add_parser("summarize", help="summarize a dialogue with a trained model")
     summarize.add_argument("record", metavar="RUN", type=Path,
                            help="a run's folder, as outputs/quickstart/full/seed-0, or quickstart/full")  # fmt: skip
@@ -192,17 +207,26 @@ def tidy(notebook: dict) -> None:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from . import data, report
-    from .rouge import score_all
+    from . import scoring
 
-    rows = data.load_source(options.dataset)[options.split]
-    predictions, references = report.match(options.predictions, options.column, rows)
-    means = score_all(predictions, references).mean()
+    [found], split = scoring.find([options.predictions], options)
     if options.json:
-        print(json.dumps({name: round(float(value), 6) for name, value in means.items()}))
+        print(json.dumps(scoring.figures(found, split)))
         return 0
-    table = means.rename(report.HEADINGS).round(4).to_frame("F1")
-    print(f"{table.to_string()}\n\n{len(predictions)} summaries. {report.signature(rows)}")
+    print(f"{scoring.table(found, split).to_string()}\n\n{scoring.signatures(found, split)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from . import comparison, report, scoring
+
+    if len(options.runs) < 2:
+        raise ConfigurationError("Name two runs or more to compare.")
+    found, split = scoring.find(options.runs, options)
+    systems = [one.system for one in found]
+    print(f"{comparison.scores(systems).to_string()}\n")
+    print("\n".join(comparison.sentences(systems, options.measure)))
+    print(f"\n{comparison.resolution(systems, options.measure)}\n{report.signature(split)}")
     return 0
 
 

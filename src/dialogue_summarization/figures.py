@@ -7,9 +7,11 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from . import costs
 from .report import HEADINGS, dialogue_scores, label
 from .runs import Run
 from .significance import interval
+from .systems import System
 
 # Lightness differs as well as hue.
 COLOURS = {
@@ -22,13 +24,17 @@ COLOURS = {
 MARKERS = {"zero-shot": "o", "full": "s", "lora-efficient": "v", "lora-balanced": "D", "lora-high-performance": "^"}
 
 
-def _axes(columns: int = 1, width: float = 6.4, height: float = 3.6) -> tuple[Figure, list[plt.Axes]]:
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
+def _axes(
+    columns: int = 1, width: float = 6.4, height: float = 3.6, *, rows: int = 1, sharey: bool = False
+) -> tuple[Figure, list[plt.Axes]]:
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, sharey=sharey
+    )
     figure.set_facecolor("white")
     plt.close(figure)  # the notebook shows what the cell returns, once
-    for ax in axes[0]:
+    for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes[0])
+    return figure, list(axes.flat)
 
 
 def _colour(run: Run) -> str:
@@ -84,17 +90,44 @@ def rouge_bars(runs: Sequence[Run], test: datasets.Dataset) -> Figure:
     return figure
 
 
-def cost_against_quality(runs: Sequence[Run]) -> Figure:
-    """ROUGE-L against seconds of training and against the share of weights trained."""
-    figure, (left, right) = _axes(2, width=4.8)
-    for run in runs:
-        style = {"color": _colour(run), "marker": MARKERS.get(run.name, "o"), "edgecolors": "black", "s": 70}
-        left.scatter(run.metrics.get("train_seconds", 0), run.metrics["rougeL"], label=label(run), **style)
-        share = run.metrics["trainable_parameters"] / run.metrics["parameters"]
-        right.scatter(100 * share, run.metrics["rougeL"], **style)
-    left.set(xlabel="training (s)", ylabel="ROUGE-L", title="Time")
-    right.set(xlabel="weights trained (%)", ylabel="ROUGE-L", title="Weights")
-    right.set_xscale("symlog", linthresh=0.1)
-    right.set_xlim(left=-0.01)
-    left.legend(frameon=False, fontsize="small")
+def cost_against_quality(runs: Sequence[Run], price_an_hour: float | None = None) -> Figure:
+    """ROUGE-L against each cost that was measured: time, memory, energy, price, weights trained, megabytes to ship."""
+    found = {label(run): costs.measures(run, price_an_hour) for run in runs}
+    shown = [key for key in costs.COLUMNS if any(entry.get(key) for entry in found.values())]
+    figure, axes = _axes(3, width=3, height=2.6, rows=-(-len(shown) // 3), sharey=True)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    for ax, key in zip(axes, shown, strict=False):
+        for run in runs:
+            if key in found[label(run)]:
+                style = {"color": _colour(run), "marker": MARKERS.get(run.name, "o"), "edgecolors": "black", "s": 70}
+                ax.scatter(found[label(run)][key], run.metrics["rougeL"], label=label(run), **style)
+        values = [entry[key] for entry in found.values() if entry.get(key)]
+        if max(values) > 20 * min(values):
+            ax.set_xscale("symlog", linthresh=min(values))
+            ax.set_xlim(left=-0.3 * min(values))
+        else:
+            ax.set_xlim(0, 1.1 * max(values))
+        ax.set(xlabel=costs.COLUMNS[key][0])
+    for ax in axes[::3]:
+        ax.set(ylabel="ROUGE-L")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, ncols=len(names), loc="outside lower center", fontsize="small")
+    return figure
+
+
+def standings(systems: Sequence[System], measure: str = "rougeL") -> Figure:
+    """Every system's score with its 95 % interval, from the baselines to the humans."""
+    ranked = sorted(systems, key=lambda one: one.score(measure))
+    figure, (ax,) = _axes(width=7.5, height=0.28 * len(ranked) + 1)
+    for place, one in enumerate(ranked):
+        value, bounds = one.score(measure), np.array(one.interval(measure))
+        style = {"human": ("*", "black"), "published": ("P", "#6f6f6f"), "baseline": ("x", "#9a9a9a")}
+        run = one.runs[0] if one.runs else None
+        marker, colour = (MARKERS.get(run.name, "o"), _colour(run)) if run else style.get(one.kind, ("o", "#3f7f5f"))
+        errors = np.abs(bounds - value)[:, None]
+        ax.errorbar(value, place, xerr=errors, fmt=marker, color=colour, markersize=8, capsize=3, ecolor="black")
+    ax.set_yticks(range(len(ranked)), [f"{one.name} [{one.kind}]" for one in ranked])
+    ax.set(xlabel=f"{HEADINGS[measure]}, with 95 % interval over dialogues")
+    ax.grid(axis="x", alpha=0.3)
     return figure

@@ -1,7 +1,7 @@
 """Tables from runs: what the notebooks show and the command line prints."""
 
 import importlib.metadata
-import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +21,8 @@ class PredictionsError(ValueError):
     """Predictions that do not belong to the dialogues they are scored against."""
 
 
-def dialogue_scores(run: Run, test: datasets.Dataset) -> pd.DataFrame:
-    """ROUGE of each test dialogue (a row each, indexed by id), of the summaries that a run recorded.
+def texts_of(run: Run, test: datasets.Dataset) -> list[str]:
+    """A run's summaries, in the order of the test dialogues.
 
     Raises:
         PredictionsError: The record's summaries are not those of these dialogues.
@@ -33,44 +33,63 @@ def dialogue_scores(run: Run, test: datasets.Dataset) -> pd.DataFrame:
             f"{run.folder}: its {len(written)} summaries are not of these {len(test)} test dialogues. "
             f"Was the run made with another data set or limit?"
         )
-    return score_all(list(written.values()), test["summaries"]).set_index(pd.Index(test["id"], name="id"))
+    return list(written.values())
 
 
-def match(path: Path, column: str, split: datasets.Dataset) -> tuple[list[str], list[list[str]]]:
+def dialogue_scores(run: Run, test: datasets.Dataset) -> pd.DataFrame:
+    """ROUGE of each test dialogue (a row each, indexed by id) of a run's summaries. Raises `PredictionsError`."""
+    return score_all(texts_of(run, test), test["summaries"]).set_index(pd.Index(test["id"], name="id"))
+
+
+def match(
+    path: Path, column: str, split: datasets.Dataset, *, allow_missing: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """Summaries in a CSV file, with the references of each.
 
     Either a row a dialogue, found by its `id`; or a row a reference in the split's order, each then scored against its
     own, as files of DialogSum's 1,500 test rows are.
 
+    Args:
+        path: The file.
+        column: The column with the summaries.
+        split: The dialogues.
+        allow_missing: Dialogues without a row, and empty summaries, count as empty summaries, which score 0.
+
     Raises:
         PredictionsError: Ids are missing, unknown or repeated, a summary is empty, or there is neither id nor a row a
-            reference.
+            reference. The message counts and names them.
     """
     rows = read_rows(path)
     if not rows or column not in rows[0]:
         there = ", ".join(rows[0]) if rows else "no rows"
         raise PredictionsError(f"{path}: there is no column {column!r} (there are: {there}). Name it with --column.")
-    if empty := [number for number, row in enumerate(rows, 1) if not (row[column] or "").strip()]:
-        raise PredictionsError(f"{path}: {_count(empty, 'row')} without a summary in column {column!r}.")
-    texts = [row[column] for row in rows]
+    texts = [str(row[column] or "").strip() for row in rows]
     references = [[reference] for several in split["summaries"] for reference in several]
     if "id" not in rows[0]:
         if len(rows) != len(references):
             raise PredictionsError(
                 f"{path}: no column 'id', and {len(rows)} rows where the split has {len(references)} references."
             )
+        if not allow_missing and (empty := [number for number, text in enumerate(texts, 1) if not text]):
+            raise PredictionsError(f"{path}: {_count(empty, 'row')} without a summary in column {column!r}. {_ALLOW}")
         return texts, references
-    ids = [row["id"] for row in rows]
+    ids = [str(row["id"]) for row in rows]
     problems = {
-        "repeated": sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else [],
+        "repeated": sorted(name for name, count in Counter(ids).items() if count > 1),
         "unknown": sorted(set(ids) - set(split["id"])),
-        "missing": [name for name in split["id"] if name not in set(ids)],
     }
+    if not allow_missing:
+        problems["missing"] = [name for name in split["id"] if name not in set(ids)]
+        problems["empty"] = [name for name, text in zip(ids, texts, strict=True) if not text]
     if any(problems.values()):
         said = "; ".join(f"{kind}: {_count(names, 'id')}" for kind, names in problems.items() if names)
-        raise PredictionsError(f"{path} does not have each dialogue of the split once. {said}.")
+        advice = _ALLOW if not (problems["repeated"] or problems["unknown"]) else ""
+        raise PredictionsError(f"{path} does not have one summary for each dialogue. {said}. {advice}".rstrip())
     written = dict(zip(ids, texts, strict=True))
-    return [written[name] for name in split["id"]], list(split["summaries"])
+    return [written.get(name, "") for name in split["id"]], list(split["summaries"])
+
+
+_ALLOW = "With --allow-missing they count as empty summaries, which score 0."
 
 
 def _count(names: Sequence[object], what: str) -> str:
@@ -93,44 +112,6 @@ def results(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
         row["summaries s"] = _number(run.metrics.get("generate_seconds"), ".0f")
         rows.append(row)
     return pd.DataFrame(rows).set_index("run")
-
-
-def costs(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row a run: what it took to train, keep and use, measured."""
-    rows = [
-        {
-            "run": label(run),
-            "weights": f"{run.metrics['parameters']:,}",
-            "trained": f"{run.metrics['trainable_parameters']:,}",
-            "training s": _number(run.metrics.get("train_seconds"), ".0f"),
-            "dialogues a s": _number(run.metrics.get("train_samples_per_second"), ".2f"),
-            "peak memory GiB": _number(run.metrics.get("peak_memory_bytes"), ".2f", 1 << 30),
-            "to ship MB": _number(_shipped(run), ".1f", 1e6),
-            "summaries s": _number(run.metrics.get("generate_seconds"), ".0f"),
-            "device": run.environment["device"],
-        }
-        for run in runs
-    ]
-    return pd.DataFrame(rows).set_index("run")
-
-
-def differences(runs: Sequence[Run], test: datasets.Dataset, measure: str) -> pd.DataFrame:
-    """A row a pair of runs: the mean difference dialogue by dialogue, its 95 % interval, and what that says."""
-    scores = {label(run): dialogue_scores(run, test)[measure] for run in runs}
-    rows = []
-    for one, other in itertools.combinations(sorted(scores, key=lambda name: -scores[name].mean()), 2):
-        gap = scores[one] - scores[other]
-        low, high = interval(gap)
-        rows.append(
-            {
-                "pair": f"{one} over {other}",
-                f"{HEADINGS[measure]} difference": f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
-                "these dialogues tell": "a difference" if low > 0 or high < 0 else "no difference",
-            }
-        )
-    return pd.DataFrame(rows, columns=["pair", f"{HEADINGS[measure]} difference", "these dialogues tell"]).set_index(
-        "pair"
-    )
 
 
 def sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
@@ -163,9 +144,9 @@ def plain_output() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def label(run: Run) -> str:
+def label(run: Run, *, seed: bool = True) -> str:
     """The run's name, its seed where it is not 0, and whether it is one of the committed reference records."""
-    seed = f", seed {run.config.seed}" if run.config.seed else ""
+    seed = f", seed {run.config.seed}" if seed and run.config.seed else ""
     return f"{run.name}{seed}{' (reference)' if run.is_reference else ''}"
 
 
@@ -176,27 +157,6 @@ def signature(test: datasets.Dataset) -> str:
         f"rouge_score:{importlib.metadata.version('rouge-score')}|stem:yes|refs:mean{'-'.join(map(str, counts))}"
         f"|lsum:sentences|n:{len(test)}|bs:10000|seed:0"
     )
-
-
-def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> pd.DataFrame:
-    """The dialogues on which one run scores best, in the middle and worst by ROUGE-L, with every run's summary."""
-    order = dialogue_scores(by, test)["rougeL"].reset_index(drop=True).sort_values(ascending=False, kind="stable").index
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    columns = {}
-    for rule, number in chosen.items():
-        row = test[int(number)]
-        column = {"dialogue": row["dialogue"]}
-        column |= {f"reference {place}": text for place, text in enumerate(row["summaries"], 1)}
-        column |= {label(run): run.predictions["prediction"].iloc[int(number)] for run in runs}
-        columns[f"{rule} ({row['id']})"] = column
-    return pd.DataFrame(columns)
-
-
-def _shipped(run: Run) -> float | None:
-    """Bytes that somebody needs who has the base model: the adapter, all weights as fp32, or nothing."""
-    if run.config.settings is None:
-        return None
-    return run.metrics.get("adapter_bytes", run.metrics["parameters"] * 4)
 
 
 def _number(value: float | None, spec: str, unit: float = 1) -> str:

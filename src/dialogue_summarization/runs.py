@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +67,8 @@ class Run:
     metrics: dict[str, float]
     predictions: pd.DataFrame  # id, prediction: a row a dialogue
     log: pd.DataFrame  # step, epoch, loss, eval_loss, learning_rate, seconds
+    # id, kind, reference, wrong: see module `likelihood`; empty in older records.
+    likelihood: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def name(self) -> str:
@@ -126,7 +128,7 @@ def read(folder: Path) -> Run:
         RecordError: A file is missing or damaged.
     """
     try:
-        log = folder / "training_log.csv"
+        log, likelihood = folder / "training_log.csv", folder / "likelihood.csv"
         return Run(
             folder=folder,
             config=read_config(folder / "config.json"),
@@ -134,6 +136,7 @@ def read(folder: Path) -> Run:
             metrics=read_json(folder / "metrics.json"),
             predictions=pd.DataFrame(read_rows(folder / "predictions.csv")),
             log=pd.read_csv(log) if log.exists() else pd.DataFrame(),
+            likelihood=pd.read_csv(likelihood) if likelihood.exists() else pd.DataFrame(),
         )
     except (OSError, ValueError, pd.errors.ParserError) as error:
         if isinstance(error, RecordError):

@@ -13,7 +13,8 @@ import pandas as pd
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import data, hardware, models, prompts, runs
+from . import data, hardware, likelihood, models, prompts, runs
+from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
 from .rouge import score_all
@@ -73,6 +74,8 @@ class Job:
         metrics = {"train_seconds": round(seconds, 2), "train_samples_per_second": round(pairs / seconds, 3)}
         if trainer.peak_memory is not None:
             metrics["peak_memory_bytes"] = trainer.peak_memory
+        if (joules := getattr(trainer, "energy_joules", None)) is not None:
+            metrics["train_joules"] = joules
         metrics |= models.count_parameters(trainer.model)
         runs.write_json(self.partial / "training.json", metrics)
         models.save(trainer.parts, self.weights, self.experiment.model)
@@ -141,7 +144,9 @@ def train(job: Job) -> None:
         train_dataset=encode(job.splits["train"], model.family),
         eval_dataset=encode(validation, model.family),
     )
-    trainer.train(resume_from_checkpoint=job.checkpoint)
+    with Energy() as energy:
+        trainer.train(resume_from_checkpoint=job.checkpoint)
+    trainer.energy_joules = energy.joules
     job.keep(trainer)
 
 
@@ -152,11 +157,14 @@ def finish(job: Job) -> runs.Run:
     model = load_model(job)
     test = job.splits["test"]
     start = time.perf_counter()
-    texts = summarize(model, test["dialogue"], job.experiment.generation)
+    with Energy() as energy:
+        texts = summarize(model, test["dialogue"], job.experiment.generation)
     seconds = time.perf_counter() - start
     metrics = {name: round(float(value), 6) for name, value in score_all(texts, test["summaries"]).mean().items()}
     metrics |= {"dialogues": len(test), "references": sum(len(references) for references in test["summaries"])}
     metrics |= {"generate_seconds": round(seconds, 2)}
+    if energy.joules is not None:
+        metrics["generate_joules"] = energy.joules
     if job.method.trains:
         metrics |= runs.read_json(job.partial / "training.json")
     else:
@@ -164,6 +172,7 @@ def finish(job: Job) -> runs.Run:
     if job.method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in job.weights.glob("*.safetensors"))
     runs.write_csv(job.partial / "predictions.csv", pd.DataFrame({"id": test["id"], "prediction": texts}))
+    runs.write_csv(job.partial / "likelihood.csv", likelihood.run_test(model, test))
     runs.write_json(job.partial / "environment.json", runs.environment())
     runs.write_json(job.partial / "metrics.json", metrics)
     _publish(job)

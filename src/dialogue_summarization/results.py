@@ -1,0 +1,70 @@
+"""The results of an experiment as files that others can cite: `results.md` to read, `results.csv` to compute with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pandas as pd
+
+from . import comparison, runs
+from .report import label, signature, to_markdown
+from .rouge import TYPES
+from .significance import interval
+from .systems import of_runs
+
+VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
+
+
+def table(made: Sequence[runs.Run], test: datasets.Dataset) -> pd.DataFrame:
+    """A row a run, each seed apart: what it is, its scores with intervals, its costs, and where it was made."""
+    rows = []
+    for run in made:
+        [one] = of_runs([run], test)
+        row: dict[str, object] = {"run": run.name, "seed": run.config.seed, "model": Path(run.config.model).name}
+        for name in TYPES:
+            low, high = interval(one.scores(name))
+            row |= {name: round(one.score(name), 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
+        row |= {name: value for name, value in run.metrics.items() if name not in TYPES}
+        row |= {"data_hash": run.config.data_fingerprint, "model_hash": run.config.model_fingerprint}
+        row |= {"key": run.config.key, "date": run.environment["date"], "device": run.environment["device"]}
+        row |= {name: run.environment.get(name, "") for name in VERSIONS}
+        rows.append(row | {"signature": signature(test)})
+    return pd.DataFrame(rows)
+
+
+def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
+    """The same to read: the table with baselines and humans, every difference in a sentence, and how it was made."""
+    systems = comparison.everyone(made, test)
+    ours = [one for one in systems if one.kind == "run"]
+    first = made[0]
+    places = sorted({f"{run.environment['device']} ({run.environment['system']})" for run in made})
+    about = {
+        "scores": f"`{signature(test)}`",
+        "seeds": ", ".join(map(str, sorted({run.config.seed for run in made}))),
+        "devices": ", ".join(places),
+        "data": f"`{first.config.data_fingerprint}`",
+        "base model": f"{Path(first.config.model).name}, `{first.config.model_fingerprint}`",
+        "versions": ", ".join(f"{name} {first.environment.get(name, '?')}" for name in VERSIONS),
+        "runs": ", ".join(f"{label(run)} `{run.config.key}`" for run in made),
+    }
+    parts = [
+        f"# Results of {first.config.experiment}",
+        "Mean F1 with 95 % intervals over dialogues (bootstrap; over seeds too where there are several).",
+        to_markdown(comparison.standings(systems, test)),
+        "## Differences in ROUGE-L",
+        "\n".join(f"- {line}" for line in comparison.sentences(ours, "rougeL")) or "There is one system.",
+        'p-values by approximate randomization, corrected for the number of pairs (Holm); "as good as" by two '
+        "one-sided tests with a margin of 0.01 ROUGE-1.",
+        comparison.resolution(ours, "rougeL"),
+        "## How they were made",
+        "\n".join(f"- {name}: {value}" for name, value in about.items()),
+    ]
+    return "\n\n".join(parts).replace(" (reference)", "") + "\n"  # the file lies beside the records themselves
+
+
+def write(made: Sequence[runs.Run], test: datasets.Dataset, folder: Path) -> list[Path]:
+    """Write both files into a folder of records, and name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(text(made, test), encoding="utf-8", newline="\n")
+    runs.write_csv(folder / "results.csv", table(made, test))
+    return [folder / "results.md", folder / "results.csv"]
