@@ -222,7 +222,9 @@ def _summarize(options: argparse.Namespace) -> int:
     if run.weights is None and run.config.settings is not None:
         raise ConfigurationError(f"The weights of {place} are not there: `study {chosen.name}` makes them.")
     with hardware.quiet():
-        model = models.reload(chosen, run.weights) if run.weights else models.load(chosen)
-        model.network.to(hardware.device())
+        quantized = run.config.options.get("quantization")
+        model = models.reload(chosen, run.weights, quantized) if run.weights else models.load(chosen, quantized)
+        if not quantized:
+            model.network.to(hardware.device())
         print(summarize(model, [text.strip()], chosen.generation, progress=False)[0])
     return 0

@@ -101,6 +101,7 @@ def prepare(
         peft={key: list(value) if isinstance(value, tuple) else value for key, value in method.peft.items()}
         if method.peft
         else None,
+        options=method.options,
         dialogues={split: len(rows) for split, rows in splits.items()},
         data_fingerprint=data.fingerprint(splits),
         model_fingerprint=models.fingerprint(experiment.model),
@@ -128,7 +129,7 @@ def prepare(
 
 def train(job: Job) -> None:
     """Train a run's model, from its last checkpoint where there is one, and keep it."""
-    model = models.load(job.experiment)
+    model = models.load(job.experiment, job.method.quantization)
     validation = data.unseen(job.splits["validation"], job.splits["train"])
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
@@ -137,6 +138,7 @@ def train(job: Job) -> None:
         job.settings,
         job.experiment.generation,
         validation,
+        job.method,
         args=training_arguments(job.settings, job.checkpoints, seed=job.config.seed),
         train_dataset=encode(job.splits["train"], model.family),
         eval_dataset=encode(validation, model.family),
@@ -152,15 +154,18 @@ def finish(job: Job) -> runs.Run:
     model = load_model(job)
     test = job.splits["test"]
     start = time.perf_counter()
-    texts = summarize(model, test["dialogue"], job.experiment.generation)
+    with hardware.PeakMemory() as peak:
+        texts = summarize(model, test["dialogue"], job.experiment.generation)
     seconds = time.perf_counter() - start
     metrics = {name: round(float(value), 6) for name, value in score_all(texts, test["summaries"]).mean().items()}
     metrics |= {"dialogues": len(test), "references": sum(len(references) for references in test["summaries"])}
     metrics |= {"generate_seconds": round(seconds, 2)}
+    if peak.bytes is not None:
+        metrics["generate_memory_bytes"] = peak.bytes
     if job.method.trains:
         metrics |= runs.read_json(job.partial / "training.json")
     else:
-        metrics |= {"parameters": model.network.num_parameters(), "trainable_parameters": 0}
+        metrics |= models.count_parameters(model.network) | {"trainable_parameters": 0}
     if job.method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in job.weights.glob("*.safetensors"))
     runs.write_csv(job.partial / "predictions.csv", pd.DataFrame({"id": test["id"], "prediction": texts}))
@@ -172,8 +177,13 @@ def finish(job: Job) -> runs.Run:
 
 def load_model(job: Job) -> models.Model:
     """The model of a run, ready to write summaries: untrained, or as it was saved."""
-    model = models.reload(job.experiment, job.weights) if job.method.trains else models.load(job.experiment)
-    model.network.to(hardware.device())
+    quantized = job.method.quantization
+    if job.method.trains:
+        model = models.reload(job.experiment, job.weights, quantized)
+    else:
+        model = models.load(job.experiment, quantized)
+    if not quantized:  # what is quantized lies where it was loaded
+        model.network.to(hardware.device())
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from . import fast, hardware
-from .experiments import Generation, Settings
+from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .models import Model
 from .rouge import score_all
@@ -109,6 +110,7 @@ class SummarizationTrainer(Trainer):
         settings: The method's settings; `args` come from them by `training_arguments`.
         generation: How validation summaries are written.
         validation: The dialogues that `eval_dataset` encodes; needed where `select_by` is not "loss".
+        method: The method that made the model; needed where it has a LoRA+ ratio or does not pack.
         **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
     """
 
@@ -118,6 +120,7 @@ class SummarizationTrainer(Trainer):
         settings: Settings,
         generation: Generation | None = None,
         validation: datasets.Dataset | None = None,
+        method: Method | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(
@@ -125,7 +128,8 @@ class SummarizationTrainer(Trainer):
         )
         # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self.fast = self._is_fast()
+        self.method = method
+        self.fast = self._is_fast() and (method is None or method.packs)
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
@@ -144,6 +148,16 @@ class SummarizationTrainer(Trainer):
         """Whether steps are worth compiling: a run long enough, and no accumulation, which graphs do not serve."""
         pairs = len(self.train_dataset) * self.args.num_train_epochs if self.train_dataset is not None else 0
         return hardware.fast_steps() and pairs >= PAIRS_WORTH_COMPILING and self.args.gradient_accumulation_steps == 1
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's; for LoRA+ PEFT's, in which B learns faster than A."""
+        if self.optimizer is None and self.method and self.method.loraplus_ratio:
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = create_loraplus_optimizer(
+                self.model, kind, loraplus_lr_ratio=self.method.loraplus_ratio,
+                loraplus_weight_decay=self.args.weight_decay, **arguments,
+            )  # fmt: skip
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
         """Trainer's, with an order that depends on seed and epoch alone, so that a resumed run sees the same.
