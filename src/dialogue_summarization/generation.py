@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from . import fast, hardware
 from .experiments import Generation
-from .models import Model
+from .models import Model, packs
 
 # What a checkpoint's generation settings may say about its tokens; its sampling settings are left behind.
 _TOKENS = (
@@ -90,7 +90,7 @@ def summarize(
 
 def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generation) -> torch.Tensor:
     """What `generate` returns; by the graphs of module `fast` where the card and the family have them."""
-    if not (hardware.fast_steps() and model.family.fixed_attention):
+    if not (hardware.fast_steps() and model.family.fixed_attention and packs(model.network)):
         return model.network.generate(**inputs)
     base = fast.base_of(model.network)
     cache = fast.static_cache(base, inputs["input_ids"].shape[1], generation.max_new_tokens, torch.bfloat16)

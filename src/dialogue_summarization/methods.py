@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 VIRTUAL_TOKENS = 20  # that prompt and prefix tuning put before a dialogue
-_PROMPT_LEARNING = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,6 @@ class Method:
         """What changes the result beside PEFT's configuration and the settings, for the record."""
         every = {name: getattr(self, name) for name in ("loraplus_ratio", "last_blocks", "quantization")}
         return {name: value for name, value in every.items() if value is not None}
-
-    @property
-    def packs(self) -> bool:
-        """Whether the steps of module `fast` serve it.
-
-        Virtual tokens would have to stand before every dialogue of a packed row, where PEFT puts them before the row;
-        the layers of bitsandbytes are not compiled.
-        """
-        return self.quantization is None and (self.peft or {}).get("peft_type") not in _PROMPT_LEARNING
 
 
 ATTENTION = ("query", "key", "value", "output")

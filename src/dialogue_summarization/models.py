@@ -163,6 +163,16 @@ def adapt(network: PreTrainedModel, method: Method) -> PreTrainedModel | peft.Pe
     return _keep_positions(adapted)
 
 
+def packs(network: PreTrainedModel | peft.PeftModel) -> bool:
+    """Whether the packed rows, compiled blocks and graphs of module `fast` serve a model.
+
+    Virtual tokens would have to stand before every dialogue of a packed row, where PEFT puts them before the row, and
+    they lengthen the cache; the layers of bitsandbytes are not compiled.
+    """
+    config = getattr(network, "active_peft_config", None)
+    return not (config and config.is_prompt_learning) and not getattr(network, "is_quantized", False)
+
+
 def adapter_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
     """PEFT's configuration of a method for an architecture.
 

@@ -31,7 +31,7 @@ from transformers.utils.notebook import NotebookProgressCallback
 from . import fast, hardware
 from .experiments import Generation, Method, Settings
 from .generation import summarize
-from .models import Model
+from .models import Model, packs
 from .rouge import score_all
 from .tokenization import IGNORED, Family
 
@@ -110,7 +110,7 @@ class SummarizationTrainer(Trainer):
         settings: The method's settings; `args` come from them by `training_arguments`.
         generation: How validation summaries are written.
         validation: The dialogues that `eval_dataset` encodes; needed where `select_by` is not "loss".
-        method: The method that made the model; needed where it has a LoRA+ ratio or does not pack.
+        method: The method that made the model; needed where it has a LoRA+ ratio.
         **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
     """
 
@@ -129,7 +129,7 @@ class SummarizationTrainer(Trainer):
         # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.method = method
-        self.fast = self._is_fast() and (method is None or method.packs)
+        self.fast = self._is_fast() and packs(model.network)
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
