@@ -18,6 +18,7 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study smollm2-dialogsum --dataset PATH    the study, on DialogSum in a folder
   study flan-t5-base-dialogsum              the study as first conceived, from the Hugging Face Hub
   study score predictions.csv --dataset PATH --split test
+  study models                              base models, their weights and memory, and what fits this machine
   study summarize RUN FILE                  a summary from a trained model; - reads the dialogue from standard input
 """
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
@@ -58,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=entry.title, description=f"Run the study on {entry.title}.")
         command.add_argument("--runs", default=",".join(STUDY_RUNS), metavar="RUN,RUN",
                              help=f"which runs, of: {', '.join(METHODS)} (default: all)")  # fmt: skip
-        command.add_argument("--model", metavar="SOURCE", help="another model: a Hub id, or a folder with its files")
+        command.add_argument("--model", metavar="SOURCE", help="another model: a name that `study models` "
+                             "lists, a Hub id, or a folder with its files")  # fmt: skip
         command.add_argument("--dataset", metavar="SOURCE", help="other data: a Hub id, or a folder with train, "
                              "validation and test as .csv or .jsonl")  # fmt: skip
         command.add_argument("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
@@ -78,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--column", default="prediction", help="the column with the summaries (default: prediction)")
     score.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     score.set_defaults(run=_score)
+    models = commands.add_parser("models", help="list base models and what fits this machine")
+    models.set_defaults(run=_models)
     summarize = commands.add_parser("summarize", help="summarize a dialogue with a trained model")
     summarize.add_argument("record", metavar="RUN", type=Path,
                            help="a run's folder, as outputs/quickstart/full/seed-0, or quickstart/full")  # fmt: skip
@@ -203,6 +207,16 @@ def _score(options: argparse.Namespace) -> int:
         return 0
     table = means.rename(report.HEADINGS).round(4).to_frame("F1")
     print(f"{table.to_string()}\n\n{len(predictions)} summaries. {report.signature(rows)}")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from . import base_models, hardware
+
+    free = hardware.free_memory()
+    print(f"{base_models.table(free)}\n")
+    print(f"Free here: {free / hardware.GIB:.1f} GiB ({hardware.describe()['device']}).")
+    print("Memory is that of weights in fp32, gradients and optimizer; activations come on top.")
     return 0
 
 

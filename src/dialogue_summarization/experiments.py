@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .base_models import BASE_MODELS
 from .methods import METHODS, Method
 from .methods import STUDY_RUNS as STUDY_RUNS
 
@@ -141,7 +142,7 @@ def experiment(
 
     Args:
         name: One of `EXPERIMENTS`.
-        model: Another model: a Hub id or a folder.
+        model: Another model: a name in `BASE_MODELS`, a Hub id or a folder. Prompts are no longer than it takes.
         dataset: Another data source: a Hub id or a folder.
         limit: Only the first dialogues of each split.
 
@@ -150,7 +151,13 @@ def experiment(
     """
     found = _lookup("experiment", name, EXPERIMENTS)
     if model:
-        found = replace(found, name=f"{found.name}-{_last_part(model)}", model=str(model))
+        name = _last_part(model)
+        found = replace(found, name=f"{found.name}-{name}", model=str(model))
+        if name in BASE_MODELS:
+            known = BASE_MODELS[name]
+            source = known.source if model == name and not Path(model).is_dir() else str(model)
+            longest = min(found.max_prompt_tokens, known.max_prompt_tokens)
+            found = replace(found, model=source, max_prompt_tokens=longest)
     if dataset:
         found = replace(found, name=f"{found.name}-{_last_part(dataset)}", dataset=str(dataset), dialogues={})
     if limit is not None:
