@@ -96,7 +96,7 @@ def _study(options: argparse.Namespace) -> int:
         method(name)
     chosen = experiment(options.experiment, model=options.model, dataset=options.dataset, limit=options.limit)
 
-    from . import data, report, runs
+    from . import data, report, runs, study
 
     notebooks = data.ROOT / "notebooks"
     if not notebooks.exists():
@@ -116,8 +116,13 @@ def _study(options: argparse.Namespace) -> int:
     }
     parameters = {name: value for name, (value, default) in asked.items() if value != default}
     print(f"{chosen.name}: {', '.join(names)}")
-    for name in _needed(names):
-        _execute(notebooks / f"{name}.ipynb", folder / "notebooks", parameters)
+    for name in names:
+        if name not in STUDY_RUNS:  # no notebook teaches it; the last one compares it
+            study.run(chosen, method(name), options.seed, outputs=outputs, force=options.force)
+    taught = [name for name in names if name in STUDY_RUNS]
+    for name in _needed(taught):
+        told = parameters if name == NOTEBOOKS[3] or taught == names else parameters | {"RUNS": ",".join(taught)}
+        _execute(notebooks / f"{name}.ipynb", folder / "notebooks", told)
     made = [run for run in runs.collect(chosen.name, outputs) if run.name in names and run.config.seed == options.seed]
     print(f"\n{report.results(made, splits['test']).to_string()}\n\n{report.signature(splits['test'])}")
     print(f"Model: {chosen.model}. Device: {made[0].environment['device']}.")
