@@ -22,7 +22,8 @@ class BaseModel:
     `prompt` is how it takes the prompt's words, which are the same for all: in a turn of its `chat` template, as an
     `instruction` that it was tuned to follow, or `to learn`, since it was not: zero-shot, it writes no summaries.
     `max_prompt_tokens` is the longest prompt that it takes, or was made for. `precision` is what it can compute in;
-    BART was made in fp16 (fairseq, examples/bart), T5 overflows in it (transformers issue 14189). Nothing here takes fp16.
+    BART was made in fp16 (fairseq, examples/bart), T5 overflows in it (transformers issue 14189).
+    Nothing here takes fp16.
     """
 
     source: str  # on the Hugging Face Hub
