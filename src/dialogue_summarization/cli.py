@@ -19,6 +19,7 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study flan-t5-base-dialogsum              the study as first conceived, from the Hugging Face Hub
   study score predictions.csv --dataset PATH --split test
   study compare RUN RUN                     are they different, and how sure is that?
+  study models                              base models, their weights and memory, and what fits this machine
   study summarize RUN FILE                  a summary from a trained model; - reads the dialogue from standard input
 """
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
@@ -59,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=entry.title, description=f"Run the study on {entry.title}.")
         command.add_argument("--runs", default=",".join(STUDY_RUNS), metavar="RUN,RUN",
                              help=f"which runs, of: {', '.join(METHODS)} (default: all)")  # fmt: skip
-        command.add_argument("--model", metavar="SOURCE", help="another model: a Hub id, or a folder with its files")
+        command.add_argument("--model", metavar="SOURCE", help="another model: a name that `study models` "
+                             "lists, a Hub id, or a folder with its files")  # fmt: skip
         command.add_argument("--dataset", metavar="SOURCE", help="other data: a Hub id, or a folder with train, "
                              "validation and test as .csv or .jsonl")  # fmt: skip
         command.add_argument("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
@@ -93,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--measure", default="rougeL", choices=("rouge1", "rouge2", "rougeL", "rougeLsum"))
     compare.add_argument("--allow-missing", action="store_true", help="score missing and empty summaries as empty")
     compare.set_defaults(run=_compare)
+    models = commands.add_parser("models", help="list base models and what fits this machine")
+    models.set_defaults(run=_models)
     summarize = commands.add_parser("summarize", help="summarize a dialogue with a trained model")
     summarize.add_argument("record", metavar="RUN", type=Path,
                            help="a run's folder, as outputs/quickstart/full/seed-0, or quickstart/full")  # fmt: skip
@@ -107,7 +111,7 @@ def _study(options: argparse.Namespace) -> int:
         method(name)
     chosen = experiment(options.experiment, model=options.model, dataset=options.dataset, limit=options.limit)
 
-    from . import data, report, runs
+    from . import data, report, runs, study
 
     notebooks = data.ROOT / "notebooks"
     if not notebooks.exists():
@@ -127,8 +131,13 @@ def _study(options: argparse.Namespace) -> int:
     }
     parameters = {name: value for name, (value, default) in asked.items() if value != default}
     print(f"{chosen.name}: {', '.join(names)}")
-    for name in _needed(names):
-        _execute(notebooks / f"{name}.ipynb", folder / "notebooks", parameters)
+    for name in names:
+        if name not in STUDY_RUNS:  # no notebook teaches it; the last one compares it
+            study.run(chosen, method(name), options.seed, outputs=outputs, force=options.force)
+    taught = [name for name in names if name in STUDY_RUNS]
+    for name in _needed(taught):
+        told = parameters if name == NOTEBOOKS[3] or taught == names else parameters | {"RUNS": ",".join(taught)}
+        _execute(notebooks / f"{name}.ipynb", folder / "notebooks", told)
     made = [run for run in runs.collect(chosen.name, outputs) if run.name in names and run.config.seed == options.seed]
     print(f"\n{report.results(made, splits['test']).to_string()}\n\n{report.signature(splits['test'])}")
     print(f"Model: {chosen.model}. Device: {made[0].environment['device']}.")
@@ -230,6 +239,16 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _models(options: argparse.Namespace) -> int:
+    from . import base_models, hardware
+
+    free = hardware.free_memory()
+    print(f"{base_models.table(free)}\n")
+    print(f"Free here: {free / hardware.GIB:.1f} GiB ({hardware.describe()['device']}).")
+    print("Memory is that of weights in fp32, gradients and optimizer; activations come on top.")
+    return 0
+
+
 def _summarize(options: argparse.Namespace) -> int:
     from . import data, hardware, models, runs
     from .generation import summarize
@@ -246,7 +265,9 @@ def _summarize(options: argparse.Namespace) -> int:
     if run.weights is None and run.config.settings is not None:
         raise ConfigurationError(f"The weights of {place} are not there: `study {chosen.name}` makes them.")
     with hardware.quiet():
-        model = models.reload(chosen, run.weights) if run.weights else models.load(chosen)
-        model.network.to(hardware.device())
+        quantized = run.config.options.get("quantization")
+        model = models.reload(chosen, run.weights, quantized) if run.weights else models.load(chosen, quantized)
+        if not quantized:
+            model.network.to(hardware.device())
         print(summarize(model, [text.strip()], chosen.generation, progress=False)[0])
     return 0

@@ -1,11 +1,15 @@
-"""What is studied: the named experiments (a model, data and settings) and methods (how the model is tuned).
+"""What is studied: the named experiments (a model, data and settings); the methods are those of module `methods`.
 
-Both are plain data, so that listing them imports nothing heavy. An entry states what differs from the defaults.
+Plain data, so that listing it imports nothing heavy. An entry states what differs from the defaults.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from .base_models import BASE_MODELS
+from .methods import METHODS, Method
+from .methods import STUDY_RUNS as STUDY_RUNS
 
 PACKAGED_MODEL = "packaged/SmolLM2-135M-Instruct-Q4_1"
 SAMPLE_DATA = "sample"
@@ -13,38 +17,6 @@ SAMPLE_DATA = "sample"
 
 class ConfigurationError(ValueError):
     """A name or setting that the study does not know, or that cannot be used as given."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a model is tuned.
-
-    `peft` holds the arguments of a PEFT configuration as `peft.get_peft_config` takes them (plain data, since importing
-    peft takes seconds), with target modules under generic names that `models.TARGETS` maps to each architecture.
-    `None` trains every weight, or none where `trains` is false.
-    """
-
-    name: str
-    peft: Mapping[str, object] | None = None
-    trains: bool = True
-
-
-def _lora(name: str, rank: int, *targets: str) -> Method:
-    """LoRA (Hu et al. 2021, arXiv 2106.09685) with alpha = 2 x rank, as in the starting study's presets."""
-    return Method(name, {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets})
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("zero-shot", trains=False),
-        Method("full"),
-        _lora("lora-efficient", 8, "query", "value"),
-        _lora("lora-balanced", 16, "query", "key", "value", "output"),
-        _lora("lora-high-performance", 32, "query", "key", "value", "output"),
-    )
-}
-STUDY_RUNS = ("zero-shot", "full", "lora-efficient", "lora-balanced", "lora-high-performance")
 
 
 @dataclass(frozen=True)
@@ -82,7 +54,8 @@ class Experiment:
     """A model, a data set, and the settings of each method on them.
 
     `model` is a Hub id, a folder, or the packaged model. `dataset` is a Hub id, a folder, or the packaged sample.
-    `dialogues` limits a split to its first dialogues. `settings` is per method; `full` and `lora` serve the others.
+    `dialogues` limits a split to its first dialogues. `settings` is per method; `full` and `lora` serve the
+    others, with a learning rate that is `Method.rate` times theirs.
     """
 
     name: str
@@ -98,7 +71,10 @@ class Experiment:
         """The settings that `method` is trained with; None for a method that does not train."""
         if not method.trains:
             return None
-        return self.settings.get(method.name) or self.settings["lora" if method.peft else "full"]
+        if method.name in self.settings:
+            return self.settings[method.name]
+        general = self.settings["lora" if method.peft else "full"]
+        return replace(general, learning_rate=general.learning_rate * method.rate)
 
 
 DIALOGSUM = "knkarthick/dialogsum"
@@ -166,7 +142,7 @@ def experiment(
 
     Args:
         name: One of `EXPERIMENTS`.
-        model: Another model: a Hub id or a folder.
+        model: Another model: a name in `BASE_MODELS`, a Hub id or a folder. Prompts are no longer than it takes.
         dataset: Another data source: a Hub id or a folder.
         limit: Only the first dialogues of each split.
 
@@ -175,7 +151,13 @@ def experiment(
     """
     found = _lookup("experiment", name, EXPERIMENTS)
     if model:
-        found = replace(found, name=f"{found.name}-{_last_part(model)}", model=str(model))
+        name = _last_part(model)
+        found = replace(found, name=f"{found.name}-{name}", model=str(model))
+        if name in BASE_MODELS:
+            known = BASE_MODELS[name]
+            source = known.source if model == name and not Path(model).is_dir() else str(model)
+            longest = min(found.max_prompt_tokens, known.max_prompt_tokens)
+            found = replace(found, model=source, max_prompt_tokens=longest)
     if dataset:
         found = replace(found, name=f"{found.name}-{_last_part(dataset)}", dataset=str(dataset), dialogues={})
     if limit is not None:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from . import decoding, fast, hardware
 from .experiments import Generation
-from .models import Model
+from .models import Model, packs
 
 # What a checkpoint's generation settings may say about its tokens; its sampling settings are left behind.
 _TOKENS = (
@@ -90,7 +90,7 @@ def summarize(
 
 def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generation) -> torch.Tensor:
     """What `generate` returns; by the graphs of module `decoding` where the card and the family have them."""
-    if not (hardware.fast_steps() and model.family.fixed_attention):
+    if not (hardware.fast_steps() and model.family.fixed_attention and packs(model.network)):
         return model.network.generate(**inputs)
     base = fast.base_of(model.network)
     dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32

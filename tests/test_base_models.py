@@ -1,0 +1,121 @@
+"""The base models' entries are those of their configurations, and each architecture runs from training to scores."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from conftest import ARCHITECTURES, save_tiny, tiny_experiment
+
+from dialogue_summarization import base_models, experiments, models, study
+from dialogue_summarization.base_models import BASE_MODELS
+from dialogue_summarization.experiments import METHODS
+
+
+def t5(width, hidden, layers, heads):
+    return {
+        "vocab_size": 32128, "d_model": width, "d_kv": 64, "d_ff": hidden, "num_layers": layers, "num_heads": heads,
+        "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+
+
+def bart(vocabulary, width, hidden, layers, heads):
+    sizes = {"layers": layers, "attention_heads": heads, "ffn_dim": hidden}
+    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    return {"vocab_size": vocabulary, "d_model": width, "max_position_embeddings": 1024, **sides}
+
+
+def llama(vocabulary, width, hidden, layers, heads, key_heads, **more):
+    return {
+        "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": key_heads, "tie_word_embeddings": True, **more,
+    }  # fmt: skip
+
+
+# As in the models' config.json on the Hub.
+CONFIGURATIONS = {
+    "flan-t5-small": t5(512, 1024, 8, 6),
+    "flan-t5-base": t5(768, 2048, 12, 12),
+    "flan-t5-large": t5(1024, 2816, 24, 16),
+    "flan-t5-xl": t5(2048, 5120, 24, 32),
+    "t5-v1_1-base": t5(768, 2048, 12, 12),
+    "bart-base": bart(50265, 768, 3072, 6, 12),
+    "bart-large": bart(50265, 1024, 4096, 12, 16),
+    "pegasus-large": bart(96103, 1024, 4096, 16, 16),
+    "SmolLM2-135M-Instruct": llama(49152, 576, 1536, 30, 9, 3),
+    "SmolLM2-360M-Instruct": llama(49152, 960, 2560, 32, 15, 5),
+    "SmolLM2-1.7B-Instruct": llama(49152, 2048, 8192, 24, 32, 32),
+    "Qwen2.5-0.5B-Instruct": llama(151936, 896, 4864, 24, 14, 2),
+    "Qwen3-0.6B": llama(151936, 1024, 3072, 28, 16, 8, head_dim=128),
+    "Llama-3.2-1B-Instruct": llama(128256, 2048, 8192, 16, 32, 8),
+}
+
+
+def test_every_entry_has_a_configuration():
+    assert list(CONFIGURATIONS) == list(BASE_MODELS)
+    assert {model.architecture for model in BASE_MODELS.values()} == set(ARCHITECTURES) == set(models.TARGETS)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_weights_and_adapters_are_those_of_the_configuration(name):
+    entry = BASE_MODELS[name]
+    config = transformers.AutoConfig.for_model(entry.architecture, **CONFIGURATIONS[name])
+    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        network = kind.from_config(config)
+        if entry.architecture == "t5":  # a head of its own, which T5Config no longer says in transformers 5
+            network.lm_head.weight = torch.nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+        assert models.count_parameters(network)["parameters"] == entry.parameters
+        adapter = models.count_parameters(models.adapt(network, METHODS["lora-balanced"]))["trainable_parameters"]
+    assert 0.002 < adapter / entry.parameters < 0.02  # what BYTES counts on
+    positions = getattr(config, "max_position_embeddings", None)
+    assert positions is None or entry.max_prompt_tokens + base_models.VIRTUAL_TOKENS <= positions
+
+
+@pytest.mark.parametrize(
+    ("gib", "fits"), [(0.5, "no"), (0.52, "use"), (0.6, "LoRA"), (2.0, "LoRA"), (2.1, "full")]
+)  # SmolLM2-135M: 134,515,008 x 4, 4.32 and 16 bytes = 0.501, 0.541 and 2.004 GiB
+def test_what_fits(gib, fits):
+    assert BASE_MODELS["SmolLM2-135M-Instruct"].fits(int(gib * base_models.GIB)) == fits
+
+
+def test_study_models_lists_them():
+    done = subprocess.run([sys.executable, "-m", "dialogue_summarization", "models"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Free here" in done.stdout
+    for name, model in BASE_MODELS.items():
+        assert f"{model.parameters:,}" in next(line for line in done.stdout.splitlines() if line.startswith(name))
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "tokens"),
+    [
+        ("bart-base", "facebook/bart-base", 1004),
+        ("facebook/bart-base", "facebook/bart-base", 1004),
+        ("flan-t5-small", "google/flan-t5-small", 512),
+        ("some/other", "some/other", 1024),
+    ],
+)
+def test_an_experiment_takes_a_base_model_with_its_limit(asked, model, tokens, tmp_path):
+    found = experiments.experiment("smollm2-dialogsum", model=asked)
+    assert (found.model, found.max_prompt_tokens) == (model, tokens)
+    assert found.name == f"smollm2-dialogsum-{asked.rpartition('/')[2]}"
+
+
+def test_a_folder_with_a_known_name_is_that_folder(tmp_path, monkeypatch):
+    (tmp_path / "bart-base").mkdir()
+    for asked in (str(tmp_path / "bart-base"), "bart-base"):
+        monkeypatch.chdir(tmp_path)
+        found = experiments.experiment("smollm2-dialogsum", model=asked)
+        assert (found.model, found.max_prompt_tokens) == (asked, 1004)
+
+
+@pytest.mark.parametrize("method", ["full", "lora-all-linear", "prefix-tuning", "last-2-blocks"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_trains_saves_reloads_writes_and_scores(architecture, method, tmp_path, tiny_data):
+    tiny = tiny_experiment(save_tiny(architecture, tmp_path / "base"), tiny_data)
+    run = study.run(tiny, METHODS[method], outputs=tmp_path)
+    losses = run.log["loss"].dropna()
+    learns = losses.iloc[-1] < losses.iloc[0]  # a prefix hardly steers a random model in 8 steps
+    assert (learns or method == "prefix-tuning") and 0 <= run.metrics["rougeL"] <= 1
+    assert len(run.predictions) == 5 and run.weights.name == ("adapter" if METHODS[method].peft else "model")
