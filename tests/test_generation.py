@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_experiment, tiny_rows
+from transformers import NoRepeatNGramLogitsProcessor
 
 from dialogue_summarization import decoding, fast, hardware, models
 from dialogue_summarization.experiments import METHODS, Generation
-from dialogue_summarization.generation import generation_config, summarize
+from dialogue_summarization.generation import NoRepeatedNgram, generation_config, summarize
+from dialogue_summarization.generation import _generate as generate
 
 GREEDY = Generation(max_new_tokens=12)
 # Of very different lengths, neither rising nor falling.
@@ -87,14 +89,16 @@ def test_beams_give_other_texts_and_the_same_in_any_batch(model):
     assert sum(map(len, shorter)) < sum(map(len, texts))
 
 
-def test_no_word_repeats_where_that_is_asked_for(model):
-    ids = generation_config(model, Generation(max_new_tokens=30, no_repeat_ngram_size=2))
-    assert ids.no_repeat_ngram_size == 2
-    batch = model.family.collate([model.family.encode(DIALOGUES[1])])
-    output = model.network.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=ids)
-    tokens = model.family.completion(output, batch["input_ids"].shape[1])[0].tolist()
-    pairs = list(itertools.pairwise(tokens))
-    assert len(pairs) == len(set(pairs)) > 0
+def test_no_pair_repeats_where_that_is_asked_for(model):
+    """Told by the tokens, since a text does not show them; a pair of the dialogue may be written."""
+    without = Generation(max_new_tokens=30, no_repeat_ngram_size=2)
+    batch = model.family.collate([model.family.encode(DIALOGUES[0])])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for generation, repeats in ((replace(without, no_repeat_ngram_size=0), True), (without, False)):
+        model.network.generation_config = generation_config(model, generation)
+        output = generate(model, inputs, generation)
+        pairs = list(itertools.pairwise(model.family.completion(output, batch["input_ids"].shape[1])[0].tolist()))
+        assert (len(pairs) > len(set(pairs))) == repeats
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,16 @@ def test_a_models_own_way_of_writing_is_left_behind(model, own):
         setattr(model.network.generation_config, name, value)
     torch.manual_seed(5)
     assert summarize(model, DIALOGUES, GREEDY, progress=False) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_repeated_ngrams_are_those_that_transformers_bans(size):
+    prompt, written = torch.randint(0, 5, (40, 6)), torch.randint(0, 5, (40, 9))
+    ours = NoRepeatedNgram(size, lambda ids: ids[:, 6:])
+    for length in range(10):
+        scores = torch.randn(40, 5)
+        expected = NoRepeatNGramLogitsProcessor(size)(written[:, :length], scores.clone())
+        assert torch.equal(ours(torch.cat([prompt, written[:, :length]], dim=1), scores), expected)
 
 
 def test_adapters_and_merged_models_write_the_same(model):

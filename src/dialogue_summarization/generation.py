@@ -1,11 +1,12 @@
 """Write summaries in batches, longest dialogues first, and return them in the order asked for."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from . import decoding, fast, hardware
 from .experiments import Generation
@@ -21,6 +22,32 @@ _TOKENS = (
 )
 
 
+class NoRepeatedNgram(LogitsProcessor):
+    """No n tokens of a summary twice in it, on the card.
+
+    Transformers' own (`no_repeat_ngram_size`) reads every row in Python at every token, and counts a decoder-only
+    model's prompt as written: three words of the dialogue could not be used again.
+
+    Args:
+        size: n.
+        written: From token ids (rows, tokens) to those of them that are the summary's.
+    """
+
+    def __init__(self, size: int, written: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._size, self._written = size, written
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` (rows, vocabulary) with what would repeat at minus infinity."""
+        written = self._written(input_ids)
+        if written.shape[1] < self._size:
+            return scores
+        ngrams = written.unfold(1, self._size, 1)
+        begun = written[:, written.shape[1] - self._size + 1 :]
+        repeats = (ngrams[:, :, :-1] == begun[:, None]).all(-1)
+        limits = torch.where(repeats, -torch.inf, torch.inf).to(scores.dtype)
+        return scores.scatter_reduce(1, ngrams[:, :, -1], limits, "amin")
+
+
 def generation_config(model: Model, generation: Generation) -> GenerationConfig:
     """The experiment's settings with the special tokens of the model, and no sampling."""
     own = model.network.generation_config
@@ -31,7 +58,6 @@ def generation_config(model: Model, generation: Generation) -> GenerationConfig:
         max_new_tokens=generation.max_new_tokens,
         num_beams=generation.num_beams,
         length_penalty=generation.length_penalty,
-        no_repeat_ngram_size=generation.no_repeat_ngram_size,
         do_sample=False,
         disable_compile=True,  # of a cache of fixed size generate would make an occasion to compile the model
     )
@@ -90,10 +116,15 @@ def summarize(
 
 def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generation) -> torch.Tensor:
     """What `generate` returns; by the graphs of module `decoding` where the card and the family have them."""
+    length = inputs["input_ids"].shape[1]
+    processors = LogitsProcessorList()
+    if generation.no_repeat_ngram_size:
+        written = partial(model.family.completion, prompt_length=length)
+        processors.append(NoRepeatedNgram(generation.no_repeat_ngram_size, written))
     if not (hardware.fast_steps() and model.family.fixed_attention and packs(model.network)):
-        return model.network.generate(**inputs)
+        return model.network.generate(**inputs, logits_processor=processors)
     base = fast.base_of(model.network)
     dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32
-    cache = decoding.static_cache(base, inputs["input_ids"].shape[1], generation.max_new_tokens, dtype)
+    cache = decoding.static_cache(base, length, generation.max_new_tokens, dtype)
     with decoding.attention(base, model.family.fixed_attention), decoding.graphed_decoding(base):
-        return model.network.generate(**inputs, past_key_values=cache)
+        return model.network.generate(**inputs, logits_processor=processors, past_key_values=cache)

@@ -19,7 +19,7 @@ from .runs import Run
 from .significance import interval
 from .tokenization import IGNORED
 
-ON_A_CPU = 10  # dialogues: a pass over a prompt and summary takes about a second there
+WEIGHTS_ON_A_CPU = 10e6  # of larger models the test takes minutes there: a second for each prompt and summary
 
 
 def pairs(test: datasets.Dataset) -> list[tuple[int, str, str, str]]:
@@ -50,7 +50,7 @@ def log_likelihoods(
 
     The mean, since of a longer summary the sum is lower whatever it says.
     """
-    batch_size = batch_size or max(1, hardware.generation_batch() // 2)
+    batch_size = batch_size or hardware.micro_batch(64)
     shift = model.family.label_shift
     rows = [model.family.encode(*pair) for pair in zip(dialogues, summaries, strict=True)]
     order = sorted(range(len(rows)), key=lambda number: rows[number]["length"])
@@ -72,13 +72,14 @@ def log_likelihoods(
     return found
 
 
-def run_test(model: Model, test: datasets.Dataset) -> pd.DataFrame:
-    """A row a pair, as records keep it: `id, kind, reference, wrong`, the last two as `log_likelihoods` gives them.
+def is_quick(network: torch.nn.Module) -> bool:
+    """Whether the test takes seconds: on a GPU, or with a small model."""
+    weights = sum(weight.numel() for weight in network.parameters())
+    return hardware.device().type != "cpu" or weights < WEIGHTS_ON_A_CPU
 
-    Without a GPU of the first dialogues alone; tables say of how many.
-    """
-    if model.network.device.type == "cpu":
-        test = test.select(range(min(ON_A_CPU, len(test))))
+
+def run_test(model: Model, test: datasets.Dataset) -> pd.DataFrame:
+    """A row a pair, as records keep it: `id, kind, reference, wrong`, the last two as `log_likelihoods` gives them."""
     compared = pairs(test)
     dialogues = list(test["dialogue"])
     texts = dict.fromkeys((place, text) for place, _, *both in compared for text in both)  # each once
@@ -95,7 +96,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a run, a column a kind of error: how often the reference is likelier, with its interval; 50 % is chance."""
     rows = []
     for run in runs:
-        row = {"run": label(run)} | ({"": "not in this record"} if run.likelihood.empty else {})
+        row = {"run": label(run)} | ({"": "not measured: it takes a GPU"} if run.likelihood.empty else {})
         for kind, entries in run.likelihood.groupby("kind", sort=False) if len(run.likelihood) else ():
             right = (entries["reference"] > entries["wrong"]).to_numpy(dtype=float)
             low, high = interval(right)
