@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny_experiment, tiny_network, tiny_rows
 from rouge_score import rouge_scorer
 
-from dialogue_summarization import prompts, runs, study, trainer_parts, training
+from dialogue_summarization import runs, study, trainer_parts, training
 from dialogue_summarization.experiments import METHODS
 
 FILES = {"config.json", "environment.json", "metrics.json", "predictions.csv", "likelihood.csv"}
@@ -123,7 +123,7 @@ def test_an_unknown_key_is_an_error(finished):
         make(finished[0], "full", finished[1])
 
 
-def test_the_key_is_of_what_changes_the_result(tiny, family_name, tmp_path, monkeypatch):
+def test_the_key_is_of_what_changes_the_result(tiny, family_name, tmp_path):
     def key(experiment, method="full", seed=0):
         return study.prepare(experiment, METHODS[method], seed, outputs=tmp_path / "outputs").config.key
 
@@ -145,8 +145,7 @@ def test_the_key_is_of_what_changes_the_result(tiny, family_name, tmp_path, monk
     network = tiny_network(family_name)
     next(network.parameters()).data.view(-1)[0] += 1e-3
     network.save_pretrained(moved.model)
-    monkeypatch.setattr(prompts, "PROMPT", "{dialogue}\nIn short: ")
-    keys += [key(moved), key(tiny)]
+    keys += [key(moved), key(replace(tiny, prompt="{dialogue}\nIn short: "))]
     assert len(set(keys)) == len(keys)
 
 

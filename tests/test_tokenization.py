@@ -1,6 +1,7 @@
 """Both families: what is learned, what is masked, what is cut."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +42,9 @@ def around(family_name):
 
 @pytest.fixture
 def with_limit(family_name, tiny_models):
-    return lambda limit: models.load_family(str(tiny_models[family_name]), limit)[1]
+    return lambda limit: models.load_family(
+        str(tiny_models[family_name]), replace(experiments.experiment("quickstart"), max_prompt_tokens=limit)
+    )[1]
 
 
 def test_a_prompt_is_the_dialogue_between_the_words_around_it(model, around, family_name):
@@ -151,6 +154,13 @@ def test_no_room_for_the_dialogue_is_an_error(with_limit):
             with_limit(limit).encode(LONG)
 
 
+def test_an_experiment_has_its_own_prompt(tiny, model):
+    other = models.load(replace(tiny, prompt="In short: {dialogue}"))
+    text = other.tokenizer.decode(other.family.encode(DIALOGUE)["input_ids"])
+    assert "In short: #Person1#" in text and BEFORE not in text
+    assert all("{dialogue}" in entry.prompt for entry in experiments.EXPERIMENTS.values())
+
+
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)
 def test_without_a_chat_template_the_summary_continues_the_prompt(model):
     model.tokenizer.chat_template = None
@@ -175,7 +185,7 @@ def test_the_completion_is_what_was_written(model, tiny, family_name):
 def smollm2():
     quickstart = experiments.experiment("quickstart")
     assert quickstart.model == experiments.PACKAGED_MODEL
-    return models.load_family(models.resolve(quickstart.model), quickstart.max_prompt_tokens)
+    return models.load_family(models.resolve(quickstart.model), quickstart)
 
 
 @packaged

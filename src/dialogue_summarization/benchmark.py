@@ -79,7 +79,7 @@ def build(entry: Entry) -> models.Model:
     base = models.load(experiments.EXPERIMENTS["smollm2-dialogsum"]) if entry.model == "smollm2" else None
     if base is None:  # FLAN-T5's tokenizer is not at hand: SmolLM2's has dialogues of about the same length
         path = models.resolve(experiments.PACKAGED_MODEL)
-        tokenizer, _ = models.load_family(path, 512)
+        tokenizer, _ = models.load_family(path, experiments.experiment("quickstart"))
         base = models.Model(t5(entry.model), tokenizer, EncoderDecoder(tokenizer, 512, 0))
     transformers.set_seed(0)
     network = models.adapt(base.network, experiments.method(entry.method))

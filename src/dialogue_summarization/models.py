@@ -78,11 +78,11 @@ def load(experiment: Experiment, quantized: str | None = None) -> Model:
     Raises:
         ModelError: It is not there and cannot be fetched, does not fit into memory, or cannot be quantized here.
     """
-    return _load(resolve(experiment.model), experiment.max_prompt_tokens, quantized)
+    return _load(resolve(experiment.model), experiment, quantized)
 
 
-def _load(path: str, max_prompt_tokens: int, quantized: str | None = None) -> Model:
-    tokenizer, family = load_family(path, max_prompt_tokens)
+def _load(path: str, experiment: Experiment, quantized: str | None = None) -> Model:
+    tokenizer, family = load_family(path, experiment)
     if not list(Path(path).glob("*.safetensors")):
         raise ModelError(
             f"{path} holds no weights as safetensors. Pickled ones are refused, since loading runs their code."
@@ -97,12 +97,13 @@ def _load(path: str, max_prompt_tokens: int, quantized: str | None = None) -> Mo
     return Model(network.eval(), tokenizer, family)
 
 
-def load_family(path: str, max_prompt_tokens: int) -> tuple[PreTrainedTokenizerBase, Family]:
-    """The tokenizer and family of the model in a folder, without its weights."""
+def load_family(path: str, experiment: Experiment) -> tuple[PreTrainedTokenizerBase, Family]:
+    """The tokenizer and family of the model in a folder, without its weights, for an experiment's prompts."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:  # many Llamas: any token serves, since padding is masked by length
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, family_of(AutoConfig.from_pretrained(path), tokenizer, max_prompt_tokens)
+    config = AutoConfig.from_pretrained(path)
+    return tokenizer, family_of(config, tokenizer, experiment.max_prompt_tokens, experiment.prompt)
 
 
 def resolve(model: str) -> str:
@@ -261,4 +262,4 @@ def reload(experiment: Experiment, folder: Path, quantized: str | None = None) -
         base = load(experiment, quantized)
         network = _keep_positions(peft.PeftModel.from_pretrained(base.network, folder))
         return Model(network.eval(), base.tokenizer, base.family)
-    return _load(str(folder), experiment.max_prompt_tokens)
+    return _load(str(folder), experiment)

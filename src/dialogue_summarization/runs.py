@@ -86,7 +86,9 @@ class Run:
         """The experiment as far as using the model takes it: without data and settings of training."""
         asked = self.config
         generation = Generation(**asked.generation)
-        return Experiment(asked.experiment, "", asked.model, asked.dataset, {}, {}, asked.max_prompt_tokens, generation)
+        return Experiment(
+            asked.experiment, "", asked.model, asked.dataset, {}, {}, asked.max_prompt_tokens, generation, asked.prompt
+        )
 
     @property
     def date(self) -> str:

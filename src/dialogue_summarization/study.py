@@ -13,7 +13,7 @@ import pandas as pd
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import data, hardware, likelihood, models, prompts, runs
+from . import data, hardware, likelihood, models, runs
 from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
@@ -97,7 +97,7 @@ def prepare(
         model=experiment.model,
         dataset=experiment.dataset,
         seed=seed,
-        prompt=prompts.PROMPT,
+        prompt=experiment.prompt,
         max_prompt_tokens=experiment.max_prompt_tokens,
         generation=asdict(experiment.generation),
         settings=asdict(settings) if settings else None,

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from . import fast
-from .prompts import prompt
+from .prompts import PROMPT, prompt
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
@@ -52,6 +52,7 @@ class EncoderDecoder:
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
     decoder_start_token_id: int
+    prompt: str = PROMPT
 
     auto_model = AutoModelForSeq2SeqLM
     task_type = "SEQ_2_SEQ_LM"
@@ -60,7 +61,7 @@ class EncoderDecoder:
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """See `Family`. The tokenizer closes both prompt and summary with its end token."""
-        row = _encode_prompt(self.tokenizer, dialogue, prompt, self.max_prompt_tokens)
+        row = _encode_prompt(self.tokenizer, dialogue, self._render, self.max_prompt_tokens)
         if summary is not None:
             row["labels"] = self.tokenizer(text_target=summary, verbose=False)["input_ids"]
         row["length"] = len(row["input_ids"])
@@ -100,6 +101,9 @@ class EncoderDecoder:
         """See `Family`. The decoder's output is the summary."""
         return output_ids
 
+    def _render(self, dialogue: str) -> str:
+        return prompt(dialogue, self.prompt)
+
 
 @dataclass(frozen=True)
 class DecoderOnly:
@@ -107,6 +111,7 @@ class DecoderOnly:
 
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
+    prompt: str = PROMPT
 
     auto_model = AutoModelForCausalLM
     task_type = "CAUSAL_LM"
@@ -180,20 +185,22 @@ class DecoderOnly:
         Rendered behind a system message of our own, which is then cut off: templates add theirs where there is none.
         """
         if not self.tokenizer.chat_template:
-            return prompt(dialogue).rstrip()  # the summary begins with the space
+            return prompt(dialogue, self.prompt).rstrip()  # the summary begins with the space
         system = [{"role": "system", "content": "-"}]
-        user = [{"role": "user", "content": prompt(dialogue)}]
+        user = [{"role": "user", "content": prompt(dialogue, self.prompt)}]
         head = self.tokenizer.apply_chat_template(system, tokenize=False)
         return self.tokenizer.apply_chat_template(
             system + user, tokenize=False, add_generation_prompt=True
         ).removeprefix(head)
 
 
-def family_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> Family:
-    """The family of a model, from its configuration."""
+def family_of(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, template: str = PROMPT
+) -> Family:
+    """The family of a model, from its configuration; `template` is the prompt with `{dialogue}` in it."""
     if not config.is_encoder_decoder:
-        return DecoderOnly(tokenizer, max_prompt_tokens)
-    return EncoderDecoder(tokenizer, max_prompt_tokens, getattr(config, "decoder_start_token_id", None))
+        return DecoderOnly(tokenizer, max_prompt_tokens, template)
+    return EncoderDecoder(tokenizer, max_prompt_tokens, getattr(config, "decoder_start_token_id", None), template)
 
 
 def _pad(sequences: list[list[int]], value: int, side: str) -> dict[str, torch.Tensor]:
