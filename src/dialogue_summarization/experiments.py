@@ -86,15 +86,15 @@ EXPERIMENTS: dict[str, Experiment] = {
     for experiment in (
         Experiment(
             name="quickstart",
-            title="the packaged SmolLM2-135M on 96 sample dialogues: minutes on a CPU, no network",
+            title="the packaged SmolLM2-135M on 64 sample dialogues: minutes on a CPU, no network",
             model=PACKAGED_MODEL,
             dataset=SAMPLE_DATA,
-            dialogues={"train": 96, "test": 40},
+            dialogues={"train": 64, "validation": 12, "test": 40},
             max_prompt_tokens=512,
             generation=Generation(max_new_tokens=60),
-            settings={  # 24 steps; rates and batch were chosen on validation and the dialogues left out of training
-                "full": Settings(2e-4, epochs=1, batch_size=4, select_by="loss"),
-                "lora": Settings(4e-3, epochs=1, batch_size=4, select_by="loss"),
+            settings={  # 32 steps; rates and batch were chosen on validation and the dialogues left out of training
+                "full": Settings(2e-4, epochs=1, batch_size=2, select_by="loss"),
+                "lora": Settings(3e-3, epochs=1, batch_size=2, select_by="loss"),
             },
         ),
         Experiment(

@@ -80,9 +80,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         label_names=["labels"],
         dataloader_num_workers=min(4, os.cpu_count() or 1) if hardware.fast_steps() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={
-            "non_blocking": torch.cuda.is_available()
-        },  # the next batch is copied while the card computes
+        accelerator_config={"non_blocking": torch.cuda.is_available()},  # batches are copied while the card computes
         disable_tqdm=True,  # our own bar, plain text
         report_to="none",
         seed=seed,
