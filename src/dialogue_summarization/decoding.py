@@ -1,6 +1,7 @@
-"""Writing by CUDA graphs, for decoder-only models. Measured in GPU_OPTIMIZATION_GUIDE.md.
+"""Writing over a cache of fixed size, for decoder-only models; on a CUDA card by graphs.
 
-The pass that adds a token runs over a cache of fixed size, and is launched once instead of thousands of times.
+The cache is not copied as it grows, and the pass that adds a token is launched once instead of thousands of times.
+Measured in GPU_OPTIMIZATION_GUIDE.md.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """Write summaries in batches, longest dialogues first, and return them in the order asked for."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -115,16 +116,17 @@ def summarize(
 
 
 def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generation) -> torch.Tensor:
-    """What `generate` returns; by the graphs of module `decoding` where the card and the family have them."""
+    """What `generate` returns; over the cache of module `decoding` where family and machine have it, and its graphs."""
     length = inputs["input_ids"].shape[1]
     processors = LogitsProcessorList()
     if generation.no_repeat_ngram_size:
         written = partial(model.family.completion, prompt_length=length)
         processors.append(NoRepeatedNgram(generation.no_repeat_ngram_size, written))
-    if not (hardware.fast_steps() and model.family.fixed_attention and packs(model.network)):
+    if not (hardware.writes_over_a_fixed_cache() and model.family.fixed_attention and packs(model.network)):
         return model.network.generate(**inputs, logits_processor=processors)
     base = fast.base_of(model.network)
     dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32
     cache = decoding.static_cache(base, length, generation.max_new_tokens, dtype)
-    with decoding.attention(base, model.family.fixed_attention), decoding.graphed_decoding(base):
+    graphs = decoding.graphed_decoding(base) if hardware.fast_steps() else contextlib.nullcontext()
+    with decoding.attention(base, model.family.fixed_attention), graphs:
         return model.network.generate(**inputs, logits_processor=processors, past_key_values=cache)

@@ -87,6 +87,7 @@ def _load(path: str, experiment: Experiment, quantized: str | None = None) -> Mo
         raise ModelError(
             f"{path} holds no weights as safetensors. Pickled ones are refused, since loading runs their code."
         )
+    hardware.keep_freed_memory()
     more = quantization.load_arguments(quantized)
     if not more:
         hardware.require_memory(path)
