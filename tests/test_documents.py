@@ -7,50 +7,76 @@ import re
 import shlex
 
 import pytest
+from conftest import SHARED
 
-from dialogue_summarization import benchmark, cli, data, experiments, report, results, runs, study
+from dialogue_summarization import (
+    benchmark,
+    cli,
+    comparison,
+    data,
+    experiments,
+    figures,
+    report,
+    results,
+    runs,
+    study,
+    systems,
+)
 
 DOCUMENTS = ("README.md", "GPU_OPTIMIZATION_GUIDE.md", "data/README.md")
 
 
-def tables():
-    """Document, name of the block, and what belongs into it."""
-    test = data.load(experiments.experiment("quickstart"))["test"]
-    made = [
-        runs.read(path.parent) for path in (runs.OUTPUTS / "reference" / "quickstart").glob("*/seed-0/metrics.json")
-    ]
-    made.sort(key=lambda run: experiments.STUDY_RUNS.index(run.name))
-    table = report.results(made, test).rename(index=lambda name: name.removesuffix(" (reference)"))
+NAMES = ("quickstart", "smollm2-dialogsum")
+
+
+def reference(name):
+    """The committed records of an experiment, and the test split that they are of."""
+    if name == "quickstart":
+        test = data.load(experiments.experiment(name))["test"]
+    elif (SHARED / "dialogsum").is_dir():
+        test = data.load_source(str(SHARED / "dialogsum"))["test"]
+    else:
+        pytest.skip("needs shared/dialogsum")
+    return runs.collect(name, "nowhere"), test
+
+
+def table(name):
+    """What the README shows of an experiment's records."""
+    made, test = reference(name)
+    results_table = report.results(made, test).rename(index=lambda label: label.removesuffix(" (reference)"))
     device, date = made[0].environment["device"], made[0].date
     about = f"`{report.signature(test)}`\n\nMade on {date}, device: {device} ({made[0].environment['system']})."
-    yield "README.md", "results", f"{report.to_markdown(table)}\n\n{about}"
-    yield "GPU_OPTIMIZATION_GUIDE.md", "benchmarks", report.to_markdown(benchmark.table())
+    return f"{report.to_markdown(results_table)}\n\n{about}"
 
 
-def made_and_test():
-    test = data.load(experiments.experiment("quickstart"))["test"]
-    return runs.collect("quickstart", "nowhere"), test
+def figure(name):
+    """The figure below it."""
+    made, test = reference(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(systems, "label", lambda run, **_: run.name)
+        return figures.standings(comparison.everyone(made, test))
 
 
-def test_result_files_are_those_of_the_records(tmp_path):
-    written = results.write(*made_and_test(), tmp_path)
-    assert len(written) == 2
-    for path in written:
-        committed = runs.OUTPUTS / "reference" / "quickstart" / path.name
+def held(document, name):
+    """A block of a document, between its marks."""
+    return block(name).search((data.ROOT / document).read_text("utf-8"))[0].strip("\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_and_result_files_are_those_of_the_records(name, tmp_path):
+    made, test = reference(name)
+    assert held("README.md", name) == table(name), "run python tests/test_documents.py"
+    for path in results.write(made, test, tmp_path):
+        committed = runs.OUTPUTS / "reference" / name / path.name
         assert path.read_text("utf-8") == committed.read_text("utf-8"), "run python tests/test_documents.py"
+
+
+def test_the_guides_table_is_that_of_the_benchmarks():
+    assert held("GPU_OPTIMIZATION_GUIDE.md", "benchmarks") == report.to_markdown(benchmark.table())
 
 
 def block(name):
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-
-
-def test_tables_are_those_of_the_records():
-    checked = 0
-    for document, name, content in tables():
-        text = (data.ROOT / document).read_text("utf-8")
-        assert block(name).search(text)[0] == f"\n{content}\n\n", f"{document}: run python tests/test_documents.py"
-        checked += 1
-    assert checked == 2
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -81,8 +107,13 @@ def test_the_snippet_in_the_readme_is_of_this_interface(tiny, monkeypatch, capsy
 
 
 if __name__ == "__main__":
-    results.write(*made_and_test(), runs.OUTPUTS / "reference" / "quickstart")
-    for document, name, content in tables():
+    blocks = [("GPU_OPTIMIZATION_GUIDE.md", "benchmarks", report.to_markdown(benchmark.table()))]
+    for name in NAMES:
+        folder = runs.OUTPUTS / "reference" / name
+        results.write(*reference(name), folder)
+        figure(name).savefig(folder / "standings.png", dpi=110)
+        blocks.append(("README.md", name, table(name)))
+    for document, name, content in blocks:
         path = data.ROOT / document
         text = path.read_text("utf-8")
         path.write_text(block(name).sub(lambda _, new=content: f"\n{new}\n\n", text), encoding="utf-8", newline="\n")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from dialogue_summarization import data
-from dialogue_summarization.rouge import TYPES, Rouge, pairs, score, score_all, sentences
+from dialogue_summarization.rouge import TYPES, pairs, score, score_all, sentences
+from dialogue_summarization.rouge_metric import Rouge
 from dialogue_summarization.significance import interval
 
 # Beside plain sentences: stems, case, marks, digits, other alphabets, repetition, one word, nothing.

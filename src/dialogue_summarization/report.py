@@ -7,7 +7,6 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
-import transformers
 
 from .data import read_rows
 from .rouge import TYPES, score_all
@@ -140,6 +139,8 @@ def to_markdown(table: pd.DataFrame) -> str:
 def plain_output() -> None:
     """Set a notebook up to show whole texts in tables, and neither redrawn bars nor notes of the libraries."""
     pd.set_option("display.max_colwidth", None)
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 

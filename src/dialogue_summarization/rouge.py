@@ -8,8 +8,6 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-import datasets
-import evaluate
 import numpy as np
 import pandas as pd
 from rouge_score import rouge_scorer, tokenizers
@@ -113,25 +111,3 @@ def humans(references: Sequence[Sequence[str]]) -> list[pd.DataFrame]:
         table.index = pd.MultiIndex.from_tuples(keys, names=table.index.names)
         tables.append(table)
     return tables
-
-
-class Rouge(evaluate.Metric):
-    """The scores above behind the interface of Hugging Face's `evaluate`; needs no network, unlike `evaluate.load`.
-
-    `Rouge().compute(predictions=[...], references=[...])`, references being texts or lists of texts.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries",
-            features=[
-                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-                datasets.Features({"predictions": text, "references": text}),
-            ],
-        )
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
-        several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-        return {name: float(value) for name, value in score_all(predictions, several).mean().items()}

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import hardware
 from .data import ROOT, read_rows
 from .experiments import METHODS, Experiment, Generation
 
@@ -181,6 +180,8 @@ def _order(run: Run) -> tuple[int, str, int]:
 
 def environment() -> dict[str, object]:
     """Versions, device, commit and time."""
+    from . import hardware  # not above: reading a record takes no torch
+
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **hardware.describe(),

@@ -1,0 +1,30 @@
+"""ROUGE behind the interface of Hugging Face's `evaluate`: a module of its own, since importing that takes seconds."""
+
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+
+from .rouge import score_all
+
+
+class Rouge(evaluate.Metric):
+    """The scores of module `rouge` as a metric of `evaluate`; needs no network, unlike `evaluate.load`.
+
+    `Rouge().compute(predictions=[...], references=[...])`, references being texts or lists of texts.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries",
+            features=[
+                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
+                datasets.Features({"predictions": text, "references": text}),
+            ],
+        )
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+        several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+        return {name: float(value) for name, value in score_all(predictions, several).mean().items()}
