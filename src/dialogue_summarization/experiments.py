@@ -86,13 +86,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     for experiment in (
         Experiment(
             name="quickstart",
-            title="the packaged SmolLM2-135M on 64 sample dialogues: minutes on a CPU, no network",
+            title="the packaged SmolLM2-135M on 80 sample dialogues: minutes on a CPU, no network",
             model=PACKAGED_MODEL,
             dataset=SAMPLE_DATA,
-            dialogues={"train": 64, "validation": 12, "test": 40},
+            dialogues={"train": 80, "validation": 12, "test": 40},
             max_prompt_tokens=512,
             generation=Generation(max_new_tokens=60),
-            settings={  # 32 steps; rates and batch were chosen on validation and the dialogues left out of training
+            settings={  # 40 steps; rates and batch were chosen on validation and the dialogues left out of training
                 "full": Settings(2e-4, epochs=1, batch_size=2, select_by="loss"),
                 "lora": Settings(3e-3, epochs=1, batch_size=2, select_by="loss"),
             },
