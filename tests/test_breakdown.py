@@ -97,8 +97,10 @@ def test_examples_are_best_median_and_worst(quickstart):
 
 
 def test_costs_by_hand(tmp_path):
-    full = record(tmp_path, "full", ["a"], train_seconds=1800, generate_seconds=1800, train_joules=3600, rougeL=0.3)
-    lora = record(tmp_path, "lora-balanced", ["a"], train_seconds=900, adapter_bytes=5_000_000, rougeL=0.29)
+    full = record(tmp_path, "full", ["a"], train_seconds=1800, generate_seconds=1800, train_joules=2700,
+                  generate_joules=900, rougeL=0.3)  # fmt: skip
+    lora = record(tmp_path, "lora-balanced", ["a"], train_seconds=900, adapter_bytes=5_000_000,
+                  generate_joules=900, rougeL=0.29)  # fmt: skip
     found = costs.measures(full, price_an_hour=2.5)
     assert (found["price"], found["energy_wh"], found["share"]) == (2.5, 1.0, 100.0)
     assert found["ship_mb"] == pytest.approx(134_515_008 * 4 / 1e6) and costs.shipped(lora) == 5_000_000

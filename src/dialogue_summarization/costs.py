@@ -35,9 +35,9 @@ def measures(run: Run, price_an_hour: float | None = None) -> dict[str, float]:
         "peak_gib": known["peak_memory_bytes"] / (1 << 30) if "peak_memory_bytes" in known else None,
         "ship_mb": shipped(run) / 1e6,
     }
-    joules = [known[name] for name in ("train_joules", "generate_joules") if name in known]
-    if joules:
-        found["energy_wh"] = sum(joules) / HOUR
+    counted = ("train_joules", "generate_joules") if run.config.settings else ("generate_joules",)
+    if all(name in known for name in counted):  # a training that was interrupted has none
+        found["energy_wh"] = sum(known[name] for name in counted) / HOUR
     if price_an_hour is not None:
         seconds = known.get("train_seconds", 0) + known.get("generate_seconds", 0)
         found["price"] = price_an_hour * seconds / HOUR

@@ -230,7 +230,8 @@ class SummarizationTrainer(Trainer):
         self._clock = None
         with hardware.PeakMemory() as peak, Energy() as energy:
             output = super().train(*args, **kwargs)
-        self.train_seconds, self.peak_memory, self.joules = self.training_seconds(), peak.bytes, energy.joules
+        self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
+        self.joules = None if kwargs.get("resume_from_checkpoint") else energy.joules  # not of earlier sittings
         return output
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
