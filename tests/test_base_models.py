@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import ARCHITECTURES, save_tiny, tiny_experiment
 
-from dialogue_summarization import base_models, experiments, models, study
+from dialogue_summarization import architectures, base_models, experiments, models, study
 from dialogue_summarization.base_models import BASE_MODELS
 from dialogue_summarization.experiments import METHODS
 
@@ -54,7 +54,7 @@ CONFIGURATIONS = {
 
 def test_every_entry_has_a_configuration():
     assert list(CONFIGURATIONS) == list(BASE_MODELS)
-    assert {model.architecture for model in BASE_MODELS.values()} == set(ARCHITECTURES) == set(models.TARGETS)
+    assert {model.architecture for model in BASE_MODELS.values()} == set(ARCHITECTURES) == set(architectures.TARGETS)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import SHARED, tiny_experiment, tiny_rows
 
-from dialogue_summarization import cli, comparison, data, experiments, report, runs, study
+from dialogue_summarization import cli, comparison, data, execution, experiments, report, runs, study
 
 PUBLISHED = SHARED / "published"
 needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published predictions are not here")
@@ -56,7 +56,7 @@ def test_no_experiment_means_quickstart(monkeypatch):
 
 def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, monkeypatch, tmp_path, capsys):
     seen = []
-    monkeypatch.setattr(cli, "_execute", lambda source, folder, told: seen.append((source.stem, told.get("RUNS"))))
+    monkeypatch.setattr(execution, "execute", lambda source, folder, told: seen.append((source.stem, told.get("RUNS"))))
     register(tiny)
     runs = "last-2-blocks,lora-balanced,lora-plus"
     assert cli.main(["tiny", "--runs", runs, "--outputs", str(tmp_path)]) == 0

@@ -1,7 +1,7 @@
 """Base models that the study knows by name: `study models` lists them, `--model NAME` takes one.
 
 Plain data, so that listing it imports nothing heavy. `tests/test_base_models.py` counts their weights anew from their
-configurations. Any other model of an architecture in `models.TARGETS` serves too, by its Hub id or folder.
+configurations. Any other model of an architecture in `architectures.TARGETS` serves too, by its Hub id or folder.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class BaseModel:
     """
 
     source: str  # on the Hugging Face Hub
-    architecture: str  # as in models.TARGETS
+    architecture: str  # as in architectures.TARGETS
     parameters: int  # tied weights once
     prompt: str
     max_prompt_tokens: int

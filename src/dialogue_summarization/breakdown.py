@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from . import text_metrics
-from .comparison import with_interval
-from .report import HEADINGS, dialogue_scores, label, texts_of
+from .report import HEADINGS, dialogue_scores, label, texts_of, with_interval
 from .runs import Run
 from .significance import interval
 from .systems import System

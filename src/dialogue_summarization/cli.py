@@ -111,7 +111,7 @@ def _study(options: argparse.Namespace) -> int:
         method(name)
     chosen = experiment(options.experiment, model=options.model, dataset=options.dataset, limit=options.limit)
 
-    from . import data, report, runs, study
+    from . import data, execution, report, runs, study
 
     notebooks = data.ROOT / "notebooks"
     if not notebooks.exists():
@@ -137,12 +137,12 @@ def _study(options: argparse.Namespace) -> int:
     taught = [name for name in names if name in STUDY_RUNS]
     for name in _needed(taught):
         told = parameters if name == NOTEBOOKS[3] or taught == names else parameters | {"RUNS": ",".join(taught)}
-        _execute(notebooks / f"{name}.ipynb", folder / "notebooks", told)
+        execution.execute(notebooks / f"{name}.ipynb", folder / "notebooks", told)
     made = [run for run in runs.collect(chosen.name, outputs) if run.name in names and run.config.seed == options.seed]
     print(f"\n{report.results(made, splits['test']).to_string()}\n\n{report.signature(splits['test'])}")
     print(f"Model: {chosen.model}. Device: {made[0].environment['device']}.")
-    print(f"\nExecuted notebooks, each with an HTML copy: {_relative(folder / 'notebooks')}")
-    print(f"Records of the runs:                        {_relative(folder)}")
+    print(f"\nExecuted notebooks, each with an HTML copy: {execution.relative(folder / 'notebooks')}")
+    print(f"Records of the runs:                        {execution.relative(folder)}")
     return 0
 
 
@@ -156,63 +156,6 @@ def _needed(names: Sequence[str]) -> list[str]:
 def _absolute(source: str | None) -> str | None:
     """A folder's full path, since notebooks run elsewhere; a Hub id as it is."""
     return str(Path(source).expanduser().resolve()) if source and Path(source).expanduser().is_dir() else source
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _execute(source: Path, folder: Path, parameters: dict[str, object]) -> None:
-    """Run a notebook from a fresh kernel, with a progress bar, and keep it executed and as HTML, failed or not."""
-    import nbconvert
-    import nbformat
-    import papermill
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / source.name
-    try:
-        papermill.execute_notebook(
-            str(source), str(target), parameters, kernel_name="python3", cwd=str(source.parent),
-            extra_arguments=["--IPKernelApp.log_level=40"],  # its note on TCP would break the progress bar
-            progress_bar={"desc": source.stem, "bar_format": "{desc:22}{bar:30} {n_fmt}/{total_fmt} cells {elapsed}"},
-        )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        raise NotebookFailed(
-            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"The notebook as far as it came: {_relative(target)}. What was finished is kept; the same command goes on."
-        ) from error
-    finally:
-        if target.exists():
-            notebook = nbformat.read(target, as_version=4)
-            tidy(notebook)
-            nbformat.write(notebook, target)
-            html, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
-            target.with_suffix(".html").write_text(html, encoding="utf-8", newline="\n")
-
-
-class NotebookFailed(RuntimeError):
-    """A cell of a notebook raised an error; the message names both."""
-
-
-def tidy(notebook: dict) -> None:
-    """Leave of each progress bar its last state, and nothing of papermill's notes and of widgets' state."""
-    for name in ("papermill", "widgets"):
-        notebook["metadata"].pop(name, None)
-    for cell in notebook["cells"]:
-        for name in ("papermill", "execution"):
-            cell["metadata"].pop(name, None)
-        whole: list[dict] = []
-        for output in cell.get("outputs", ()):
-            if whole and output["output_type"] == "stream" and output["name"] == whole[-1].get("name"):
-                whole[-1]["text"] += output["text"]
-            else:
-                whole.append(output)
-        for output in whole:
-            if output["output_type"] == "stream":
-                lines = output["text"].split("\n")
-                output["text"] = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
-        if "outputs" in cell:
-            cell["outputs"] = whole
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -253,17 +196,13 @@ def _summarize(options: argparse.Namespace) -> int:
     from . import data, hardware, models, runs
     from .generation import summarize
 
-    places = [path for path in (options.record, runs.OUTPUTS / options.record) if path.exists()]
-    if not places:
-        raise ConfigurationError(f"There is no run {options.record}. `study` makes the runs of quickstart.")
-    place = places[0] if (places[0] / "config.json").exists() else places[0] / "seed-0"
-    run = runs.read(place)
+    run = runs.find(options.record, reference=False)[0]
     text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
     if not text.strip():
         raise data.DataError("The dialogue is empty.")
     chosen = run.experiment
     if run.weights is None and run.config.settings is not None:
-        raise ConfigurationError(f"The weights of {place} are not there: `study {chosen.name}` makes them.")
+        raise ConfigurationError(f"The weights of {run.folder} are not there: `study {chosen.name}` makes them.")
     with hardware.quiet():
         quantized = run.config.options.get("quantization")
         model = models.reload(chosen, run.weights, quantized) if run.weights else models.load(chosen, quantized)

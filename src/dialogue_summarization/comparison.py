@@ -6,13 +6,14 @@ the equivalence test says so, never because a difference was not found.
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 
 import datasets
 import numpy as np
 import pandas as pd
 
 from . import published
-from .report import HEADINGS
+from .report import HEADINGS, with_interval
 from .rouge import TYPES
 from .runs import Run
 from .significance import MARGIN, Difference, compare, holm
@@ -63,11 +64,6 @@ def _recorded(name: str, row: pd.Series) -> dict[str, object]:
     return {"system": f"{name} (recorded)", "what": "published", "score": row["rougeL"], **found, "seeds": "–"}
 
 
-def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") -> str:
-    """A value with the bounds of its interval: `0.421 [0.412, 0.430]`."""
-    return f"{value:{spec}} [{bounds[0]:{spec}}, {bounds[1]:{spec}}]"
-
-
 def references(systems: Sequence[System], measure: str) -> pd.DataFrame:
     """A row a system: the mean over references, the best one, and each apart with its rank among the same kind.
 
@@ -96,6 +92,12 @@ def differences(systems: Sequence[System], measure: str) -> list[tuple[System, S
 
     The first p-value is of no difference in `measure`. The second is of the two not being equivalent in ROUGE-1.
     """
+    return list(_differences(tuple(systems), measure))
+
+
+@lru_cache(maxsize=16)
+def _differences(systems: tuple[System, ...], measure: str) -> list[tuple[System, System, Difference, float, float]]:
+    """Remembered, since a table, sentences and the resolution are of the same pairs."""
     ranked = sorted(systems, key=lambda one: -one.score(measure))
     couples = list(itertools.combinations(ranked, 2))
     found = [compare(one.scores(measure), other.scores(measure)) for one, other in couples]

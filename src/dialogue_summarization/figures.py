@@ -8,9 +8,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from . import costs
-from .report import HEADINGS, dialogue_scores, label
+from .report import HEADINGS, label
 from .runs import Run
-from .significance import interval
 from .systems import System
 
 # Lightness differs as well as hue.
@@ -70,23 +69,6 @@ def loss_curves(runs: Sequence[Run]) -> Figure:
     ax.set(xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)",
            title="Loss: training (lines), validation (markers)")  # fmt: skip
     ax.legend(frameon=False)
-    return figure
-
-
-def rouge_bars(runs: Sequence[Run], test: datasets.Dataset) -> Figure:
-    """ROUGE of each run with its 95 % interval over dialogues."""
-    figure, (ax,) = _axes(width=8)
-    width = 0.8 / len(runs)
-    for place, run in enumerate(runs):
-        scores = dialogue_scores(run, test)
-        means = [scores[name].mean() for name in HEADINGS]
-        bounds = np.array([interval(scores[name]) for name in HEADINGS]).T
-        x = np.arange(len(HEADINGS)) + (place - (len(runs) - 1) / 2) * width
-        ax.bar(x, means, width * 0.92, color=_colour(run), label=label(run), edgecolor="black", linewidth=0.5)
-        ax.errorbar(x, means, yerr=np.abs(bounds - means), fmt="none", ecolor="black", elinewidth=1, capsize=2)
-    ax.set_xticks(range(len(HEADINGS)), HEADINGS.values())
-    ax.set(ylabel="F1, mean over dialogues", title=f"ROUGE on {len(test)} test dialogues, with 95 % intervals")
-    ax.legend(frameon=False, ncols=len(runs), loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize="small")
     return figure
 
 

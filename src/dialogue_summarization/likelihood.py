@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from . import corruptions, hardware
-from .models import Model
+from .models import Model, count_parameters
 from .report import label
 from .runs import Run
 from .significance import interval
@@ -74,8 +74,7 @@ def log_likelihoods(
 
 def is_quick(network: torch.nn.Module) -> bool:
     """Whether the test takes seconds: on a GPU, or with a small model."""
-    weights = sum(weight.numel() for weight in network.parameters())
-    return hardware.device().type != "cpu" or weights < WEIGHTS_ON_A_CPU
+    return hardware.device().type != "cpu" or count_parameters(network)["parameters"] < WEIGHTS_ON_A_CPU
 
 
 def run_test(model: Model, test: datasets.Dataset) -> pd.DataFrame:

@@ -15,7 +15,7 @@ class Method:
     """How a model is tuned.
 
     `peft` holds the arguments of a PEFT configuration as `peft.get_peft_config` takes them (plain data, since importing
-    peft takes seconds), with target modules under generic names that `models.TARGETS` maps to each architecture.
+    peft takes seconds), with target modules under generic names that `architectures.TARGETS` maps to each architecture.
     `None` trains every weight, or none where `trains` is false.
 
     `rate` is the learning rate as a multiple of the experiment's for `full` or `lora`, where that names none for this

@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,43 +13,10 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import hardware, packaged, quantization
+from .architectures import targets
 from .experiments import PACKAGED_MODEL, Experiment, Method
 from .packaged import ModelError
 from .tokenization import Family, family_of
-
-# What each architecture calls the four projections of attention, the two sides of its feed-forward layers, its norms.
-_LLAMA = {
-    "query": ("q_proj",),
-    "key": ("k_proj",),
-    "value": ("v_proj",),
-    "output": ("o_proj",),
-    "mlp_in": ("gate_proj", "up_proj"),
-    "mlp_out": ("down_proj",),
-    "norm": ("input_layernorm", "post_attention_layernorm", "norm"),
-}
-_BART = _LLAMA | {
-    "output": ("out_proj",),
-    "mlp_in": ("fc1",),
-    "mlp_out": ("fc2",),
-    "norm": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm", "layernorm_embedding"),
-}
-TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
-    "t5": {
-        "query": ("q",),
-        "key": ("k",),
-        "value": ("v",),
-        "output": ("o",),
-        "mlp_in": ("wi_0", "wi_1"),  # T5 v1.1 and FLAN-T5; the first T5 has one, `wi`
-        "mlp_out": ("wo",),
-        "norm": ("layer_norm", "final_layer_norm"),
-    },
-    "bart": _BART,
-    "pegasus": _BART | {"norm": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm", "layer_norm")},
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA | {"norm": (*_LLAMA["norm"], "q_norm", "k_norm")},
-}
-
 
 # peft 0.21 reads an attribute by its old name, and remarks, merging FLAN-T5, that its head is its own.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -150,7 +116,7 @@ def adapt(network: PreTrainedModel, method: Method) -> PreTrainedModel | peft.Pe
     """The network as a method trains it: with a fresh adapter around it, with most weights frozen, or as it is.
 
     Raises:
-        ModelError: PEFT does not have the method for this architecture, or `TARGETS` does not know it.
+        ModelError: PEFT does not have the method for this architecture, or `architectures.TARGETS` does not know it.
     """
     if method.last_blocks:
         return _freeze_all_but_last(network, method)
@@ -179,7 +145,7 @@ def adapter_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
     """PEFT's configuration of a method for an architecture.
 
     Raises:
-        ModelError: `TARGETS` does not know the architecture.
+        ModelError: `architectures.TARGETS` does not know the architecture.
     """
     arguments = dict(method.peft)
     for name in ("target_modules", "feedforward_modules"):
@@ -189,15 +155,6 @@ def adapter_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
         # PEFT takes a key's size to be d_model / heads; in FLAN-T5-small it is 64 and 512 / 6 is no whole number.
         arguments |= {"token_dim": config.d_kv * config.num_heads, "num_attention_heads": config.num_heads}
     return peft.get_peft_config({**arguments, "task_type": family_of(config, None, 0).task_type})
-
-
-def targets(names: Sequence[str], model_type: str, method: str) -> list[str]:
-    """Module names of an architecture for generic ones: query, key, value, output, mlp_in, mlp_out, norm."""
-    if model_type not in TARGETS:
-        raise ModelError(
-            f"No target modules of {method} are known for {model_type!r}, only for {', '.join(TARGETS)}: see TARGETS."
-        )
-    return [module for name in names for module in TARGETS[model_type][name]]
 
 
 def _freeze_all_but_last(network: PreTrainedModel, method: Method) -> PreTrainedModel:

@@ -7,6 +7,6 @@ PROMPT = "summarize the following conversation:\n{dialogue}\nsummary: "
 BRIEF = "Briefly summarize what #Person1# and #Person2# talk about in one sentence.\n\n{dialogue}"
 
 
-def prompt(dialogue: str, template: str = PROMPT) -> str:
+def prompt(dialogue: str, template: str) -> str:
     """The template with a dialogue in it."""
     return template.replace("{dialogue}", dialogue)

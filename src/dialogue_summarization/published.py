@@ -83,7 +83,6 @@ def table(test: datasets.Dataset, folder: str | Path | None = None) -> pd.DataFr
     for one in load(test, folder):
         row = {"system": one.name, "source": sources[one.name], "convention": CONVENTION}
         for name in TYPES:
-            low, high = one.interval(name)
-            row |= {name: round(one.score(name), 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
+            row |= one.flat(name)
         rows.append(row)
     return pd.DataFrame(rows).set_index("system")

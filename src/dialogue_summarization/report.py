@@ -96,6 +96,16 @@ def _count(names: Sequence[object], what: str) -> str:
     return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({shown})"
 
 
+def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") -> str:
+    """A value with the bounds of its interval: `0.421 [0.412, 0.430]`."""
+    return f"{value:{spec}} [{bounds[0]:{spec}}, {bounds[1]:{spec}}]"
+
+
+def flat(name: str, value: float, bounds: tuple[float, float]) -> dict[str, float]:
+    """The same as numbers for files: `rouge1`, `rouge1_low`, `rouge1_high`."""
+    return {name: round(value, 6), f"{name}_low": round(bounds[0], 6), f"{name}_high": round(bounds[1], 6)}
+
+
 def results(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
     """A row a run: ROUGE as mean and 95 % interval over dialogues, the share of weights trained, and the seconds."""
     rows = []
@@ -103,8 +113,7 @@ def results(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
         scores = dialogue_scores(run, test)
         row: dict[str, object] = {"run": label(run)}
         for name in TYPES:
-            low, high = interval(scores[name])
-            row[HEADINGS[name]] = f"{scores[name].mean():.3f} [{low:.3f}, {high:.3f}]"
+            row[HEADINGS[name]] = with_interval(scores[name].mean(), interval(scores[name]))
         share = run.metrics["trainable_parameters"] / run.metrics["parameters"]
         row["trained"] = f"{share:.2%}" if share else "none"
         row["training s"] = _number(run.metrics.get("train_seconds"), ".0f")
@@ -138,9 +147,9 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def plain_output() -> None:
     """Set a notebook up to show whole texts in tables, and neither redrawn bars nor notes of the libraries."""
-    pd.set_option("display.max_colwidth", None)
-    import transformers
+    import transformers  # not above: scoring takes no torch
 
+    pd.set_option("display.max_colwidth", None)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
@@ -160,5 +169,5 @@ def signature(test: datasets.Dataset) -> str:
     )
 
 
-def _number(value: float | None, spec: str, unit: float = 1) -> str:
-    return "–" if value is None else format(value / unit, spec)
+def _number(value: float | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)

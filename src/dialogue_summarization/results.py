@@ -9,7 +9,6 @@ import pandas as pd
 from . import comparison, runs
 from .report import label, signature, to_markdown
 from .rouge import TYPES
-from .significance import interval
 from .systems import of_runs
 
 VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
@@ -22,8 +21,7 @@ def table(made: Sequence[runs.Run], test: datasets.Dataset) -> pd.DataFrame:
         [one] = of_runs([run], test)
         row: dict[str, object] = {"run": run.name, "seed": run.config.seed, "model": Path(run.config.model).name}
         for name in TYPES:
-            low, high = interval(one.scores(name))
-            row |= {name: round(one.score(name), 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
+            row |= one.flat(name)
         row |= {name: value for name, value in run.metrics.items() if name not in TYPES}
         row |= {"data_hash": run.config.data_fingerprint, "model_hash": run.config.model_fingerprint}
         row |= {"key": run.config.key, "date": run.environment["date"], "device": run.environment["device"]}

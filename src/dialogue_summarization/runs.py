@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from .data import ROOT, read_rows
-from .experiments import METHODS, Experiment, Generation
+from .experiments import METHODS, ConfigurationError, Experiment, Generation
 
 OUTPUTS = ROOT / "outputs"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "rouge-score")
@@ -167,10 +167,32 @@ def read_json(path: Path) -> dict:
 def collect(experiment: str, outputs: str | Path = OUTPUTS) -> list[Run]:
     """All finished runs of an experiment below `outputs`; where there are none, the committed reference records."""
     for root in (Path(outputs) / experiment, OUTPUTS / "reference" / experiment):
-        folders = sorted(path.parent for path in root.glob("*/seed-*/metrics.json") if "." not in path.parent.name)
-        if folders:
+        if folders := _finished(root, "*/seed-*"):
             return sorted((read(folder) for folder in folders), key=_order)
     return []
+
+
+def find(place: Path, *, reference: bool = True) -> list[Run]:
+    """The runs in a folder, or of a name below `outputs` as quickstart/full: one, or one a seed.
+
+    Args:
+        place: The folder or name.
+        reference: Whether the committed records are looked through too.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    for folder in (place, OUTPUTS / place, *([OUTPUTS / "reference" / place] if reference else [])):
+        if (folder / "config.json").exists():
+            return [read(folder)]
+        if seeds := _finished(folder, "seed-*"):
+            return [read(seed) for seed in seeds]
+    raise ConfigurationError(f"There is no run {place}. `study` makes the runs of quickstart.")
+
+
+def _finished(root: Path, pattern: str) -> list[Path]:
+    """Folders of finished runs; those of unfinished ones have a dot in their name."""
+    return sorted(path.parent for path in root.glob(f"{pattern}/metrics.json") if "." not in path.parent.name)
 
 
 def _order(run: Run) -> tuple[int, str, int]:

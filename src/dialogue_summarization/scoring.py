@@ -9,9 +9,8 @@ import datasets
 import pandas as pd
 
 from . import data, runs, text_metrics
-from .comparison import with_interval
 from .experiments import ConfigurationError
-from .report import HEADINGS, label, signature, texts_of
+from .report import HEADINGS, flat, label, signature, texts_of, with_interval
 from .rouge import TYPES
 from .systems import System, of_file, of_runs
 
@@ -36,7 +35,7 @@ def find(places: Sequence[Path], options: argparse.Namespace) -> tuple[list[Foun
         ConfigurationError: There is no such run, or no data set is named for files.
         PredictionsError: Summaries are not of the dialogues.
     """
-    made = {place: read_runs(place) for place in places if place.suffix.lower() != ".csv"}
+    made = {place: runs.find(place) for place in places if place.suffix.lower() != ".csv"}
     first = next((several[0] for several in made.values()), None)
     source = options.dataset or (first.config.dataset if first else None)
     if source is None:
@@ -52,20 +51,6 @@ def find(places: Sequence[Path], options: argparse.Namespace) -> tuple[list[Foun
         one, texts = of_file(place.stem, place, options.column, split, allow_missing=options.allow_missing)
         systems.append(Found(one, texts, sum(not text for text in texts or ())))
     return systems, split
-
-
-def read_runs(place: Path) -> list[runs.Run]:
-    """The runs in a folder, or of a name below `outputs` or `outputs/reference`: one, or one a seed.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
-    for folder in (place, runs.OUTPUTS / place, runs.OUTPUTS / "reference" / place):
-        if (folder / "config.json").exists():
-            return [runs.read(folder)]
-        if seeds := sorted(path.parent for path in folder.glob("seed-*/metrics.json") if "." not in path.parent.name):
-            return [runs.read(seed) for seed in seeds]
-    raise ConfigurationError(f"There is no run {place}. `study` makes the runs of quickstart.")
 
 
 def table(found: Found, split: datasets.Dataset) -> pd.DataFrame:
@@ -88,17 +73,13 @@ def figures(found: Found, split: datasets.Dataset) -> dict[str, float | int]:
     """The same as flat numbers: `rouge1`, `rouge1_low`, `rouge1_high`, `rouge1_best`, ..., `dialogues`, `missing`."""
     one, row = found.system, {}
     for place, name in enumerate(TYPES):
-        row |= _flat(name, one.score(name), one.interval(name))
+        row |= one.flat(name)
         if one.best is not None:
             row[f"{name}_best"] = round(float(one.best[:, :, place].mean()), 6)
     if found.texts:
         for name, entry in _others(found, split).items():
-            row |= _flat(name, *entry)
+            row |= flat(name, *entry)
     return row | {"dialogues": len(split), "missing": found.missing}
-
-
-def _flat(name: str, value: float, bounds: tuple[float, float]) -> dict[str, float]:
-    return {name: round(value, 6), f"{name}_low": round(bounds[0], 6), f"{name}_high": round(bounds[1], 6)}
 
 
 def _others(found: Found, split: datasets.Dataset) -> dict[str, tuple[float, tuple[float, float]]]:

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from .report import label, match, texts_of
+from .report import flat, label, match, texts_of
 from .rouge import TYPES, humans, leave_one_out_best, pairs
 from .runs import Run
 from .significance import interval
@@ -20,9 +20,9 @@ from .significance import interval
 KINDS = ("human", "published", "run", "file", "baseline")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
-    """Scores of whoever wrote summaries of the test dialogues.
+    """Scores of whoever wrote summaries of the test dialogues; each is equal to itself alone.
 
     The arrays are (seeds, dialogues, types), the types in the order of `rouge.TYPES`.
     """
@@ -46,6 +46,10 @@ class System:
     def interval(self, measure: str) -> tuple[float, float]:
         """Of `score`, at 95 %."""
         return interval(self.scores(measure))
+
+    def flat(self, measure: str) -> dict[str, float]:
+        """Both, as `report.flat` names them."""
+        return flat(measure, self.score(measure), self.interval(measure))
 
 
 def system(name: str, kind: str, tables: Sequence[pd.DataFrame], runs: Sequence[Run] = ()) -> System:

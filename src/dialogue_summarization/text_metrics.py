@@ -131,16 +131,26 @@ def corpus(
 
     The interval is of the same draws of dialogues as every other here, over sacrebleu's counts of each dialogue.
     """
+    return dict(_corpus(tuple(predictions), tuple(map(tuple, references)), resamples))
+
+
+@lru_cache(maxsize=16)
+def _corpus(
+    predictions: tuple[str, ...], references: tuple[tuple[str, ...], ...], resamples: int
+) -> dict[str, tuple[float, tuple[float, float], str]]:
+    """Remembered, since a table and its signature are of the same counts."""
     most = max(map(len, references))
     streams = [[several[place] if place < len(several) else None for several in references] for place in range(most)]
     found = {}
     for name, metric in (("chrF", CHRF()), ("BLEU", BLEU())):
-        score = float(metric.corpus_score(list(predictions), streams).score)
         # Its own bootstrap fails where every resample scores 0 (empty summaries).
-        counts = np.array(metric._extract_corpus_statistics(list(predictions), streams))
-        drawn = [metric._compute_score_from_stats(list(row)).score for row in resampled_sums(counts, resamples)]
-        bounds = tuple(map(float, np.percentile(drawn, [2.5, 97.5]))) if drawn else (score, score)
-        found[name] = (score, bounds, str(metric.get_signature()))
+        counts = np.array(metric._extract_corpus_statistics(predictions, streams))
+        whole, *drawn = (
+            float(metric._compute_score_from_stats(list(row)).score)
+            for row in (counts.sum(axis=0), *resampled_sums(counts, resamples))
+        )
+        bounds = tuple(map(float, np.percentile(drawn, [2.5, 97.5]))) if drawn else (whole, whole)
+        found[name] = (whole, bounds, str(metric.get_signature()))
     return found
 
 
@@ -155,7 +165,7 @@ def describe(
 
 def signature(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> str:
     """How chrF and BLEU were computed, as sacrebleu says it."""
-    return "; ".join(f"{name} {entry[2]}" for name, entry in corpus(predictions, references, 0).items())
+    return "; ".join(f"{name} {entry[2]}" for name, entry in corpus(predictions, references).items())
 
 
 def most_repeated(tokens: Sequence[str], n: int = 3) -> int:

@@ -40,13 +40,8 @@ class TrainingDiverged(ArithmeticError):
 
 def encode(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
     """A split as Trainer takes it, a row a pair of dialogue and reference: `input_ids`, `labels`, `length`."""
-    return datasets.Dataset.from_list(
-        [
-            family.encode(row["dialogue"], summary)
-            for row in rows
-            for summary in row["summaries"]
-        ]
-    )  # fmt: skip
+    pairs = [family.encode(row["dialogue"], summary) for row in rows for summary in row["summaries"]]
+    return datasets.Dataset.from_list(pairs)
 
 
 def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0) -> TrainingArguments:
