@@ -20,6 +20,15 @@ def test_precision_is_the_cards(monkeypatch, capability, expected):
     assert hardware.precision() == expected
 
 
+@pytest.mark.parametrize(("has", "allowed"), [(True, True), (True, False), (False, True)])
+def test_precision_is_the_cpus(monkeypatch, has, allowed):
+    monkeypatch.setattr(hardware, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: allowed)
+    assert hardware.precision() == ("bf16" if has and allowed else "fp32")
+    assert not hardware.fast_steps()
+
+
 def test_precision_is_full_without_a_card(monkeypatch):
     for kind in ("cpu", "mps"):
         monkeypatch.setattr(hardware, "device", lambda kind=kind: torch.device(kind))

@@ -66,13 +66,11 @@ def test_a_negation_is_toggled(summary, expected):
 def test_likelihoods_are_those_of_each_summary_alone(tiny, tiny_data):
     model = models.load(tiny)
     test = data.load(tiny)["test"]
-    dialogues, summaries = (
-        list(test["dialogue"]),
-        [several[number % 2] for number, several in enumerate(test["summaries"])],
-    )
-    found = likelihood.log_likelihoods(model, dialogues, summaries, batch_size=3)
-    for place, (dialogue, summary) in enumerate(zip(dialogues, summaries, strict=True)):
-        row = model.family.encode(dialogue, summary)
+    dialogues = list(test["dialogue"])
+    summaries = [(place, text) for place, several in enumerate(test["summaries"]) for text in {*several, "No."}]
+    found = likelihood.log_likelihoods(model, dialogues, summaries[::-1], batch_size=3)[::-1]
+    for place, (owner, summary) in enumerate(summaries):
+        row = model.family.encode(dialogues[owner], summary)
         labels = torch.tensor([row["labels"]])
         if model.family.label_shift:
             ids = torch.tensor([row["input_ids"] + row["labels"]])
@@ -101,5 +99,5 @@ def test_records_without_the_test_have_an_empty_row(tiny_models, tiny_data, tmp_
     again = study.run(
         tiny_experiment(tiny_models["llama"], tiny_data), experiments.method("zero-shot"), outputs=tmp_path
     )
-    assert again.likelihood.empty and likelihood.table([again]).iloc[0].tolist() == ["not measured: it takes a GPU"]
+    assert again.likelihood.empty and likelihood.table([again]).iloc[0].tolist() == ["not measured"]
     assert isinstance(again.likelihood, pd.DataFrame) and np.isfinite(again.metrics["rougeL"])

@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import safetensors
+import torch
 from conftest import tiny_experiment, tiny_network, tiny_rows
 from rouge_score import rouge_scorer
 
 from dialogue_summarization import runs, study, trainer_parts, training
 from dialogue_summarization.experiments import METHODS
+from dialogue_summarization.generation import summarize
 
 FILES = {"config.json", "environment.json", "metrics.json", "predictions.csv", "likelihood.csv"}
 RUNS = {"zero-shot": set(), "full": {"training_log.csv", "model"}, "lora-balanced": {"training_log.csv", "adapter"}}
@@ -162,9 +165,14 @@ def interrupt(patch, call):
     patch.setattr(training.SummarizationTrainer, "training_step", training_step)
 
 
-@pytest.mark.parametrize(("method", "micro_batch"), [("full", 4), ("full", 2), ("lora-balanced", 4)])
-def test_an_interrupted_run_ends_as_any_other(tiny, family_name, tmp_path, monkeypatch, capsys, method, micro_batch):
-    experiment = replace(tiny, model=str(shutil.copytree(tiny.model, tmp_path / "dropout")))
+@pytest.mark.parametrize(
+    ("method", "micro_batch", "averaged"), [("full", 4, 0), ("full", 2, 2), ("lora-balanced", 4, 2)]
+)
+def test_an_interrupted_run_ends_as_any_other(
+    tiny, family_name, tmp_path, monkeypatch, capsys, method, micro_batch, averaged
+):
+    settings = {name: replace(known, averaged_epochs=averaged) for name, known in tiny.settings.items()}
+    experiment = replace(tiny, model=str(shutil.copytree(tiny.model, tmp_path / "dropout")), settings=settings)
     tiny_network(family_name, dropout=0.1).save_pretrained(experiment.model)
     monkeypatch.setattr(training.hardware, "micro_batch", lambda _: micro_batch)
     wanted = make(experiment, method, tmp_path / "undisturbed")
@@ -179,6 +187,20 @@ def test_an_interrupted_run_ends_as_any_other(tiny, family_name, tmp_path, monke
     assert run.log.drop(columns="seconds").equals(wanted.log.drop(columns="seconds"))
     assert run.log["seconds"].is_monotonic_increasing and run.metrics["train_seconds"] >= run.log["seconds"].max()
     assert names(run.folder) == FILES | RUNS[method] and names(run.folder.parent) == {"seed-0"}
+
+
+@pytest.mark.parametrize("method", ["full", "lora-balanced", "prefix-tuning", "prompt-tuning"])
+def test_a_run_where_a_cpu_computes_in_bf16_keeps_weights_in_fp32(tiny, method, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.hardware, "precision", lambda: "bf16")
+    run = make(tiny, method, tmp_path)
+    losses = run.log["loss"].dropna()
+    assert run.environment["precision"] == "bf16" and losses.iloc[-1] < losses.iloc[0]
+    with safetensors.safe_open(next(run.weights.glob("*.safetensors")), "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
+    model = study.load_model(study.prepare(tiny, METHODS[method], outputs=tmp_path))
+    before = {name: weight.clone() for name, weight in model.network.named_parameters()}
+    assert summarize(model, [tiny_rows(1)[0]["dialogue"]], tiny.generation, progress=False)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.network.named_parameters())
 
 
 @pytest.mark.parametrize("place", ["config.json", "training.json", "checkpoints", "metrics.json", ""])

@@ -196,6 +196,30 @@ def test_the_best_checkpoint_is_kept(tiny, tmp_path, select_by):
         assert values[best] == pytest.approx(rouge(trainer.parts, data.load(experiment)["validation"], "rouge2"))
 
 
+class EachEpoch(transformers.TrainerCallback):
+    """The trained weights at the end of each epoch."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_epoch_end(self, args, state, control, model, **_):
+        self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()
+                             if weight.requires_grad})  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["full", "lora-balanced"])
+def test_the_mean_of_the_last_epochs_is_kept(tiny, tmp_path, method):
+    settings, seen = replace(TINY, epochs=4, averaged_epochs=3, select_by="rouge2"), EachEpoch()
+    trainer = train(tiny, settings, tmp_path, METHODS[method], callbacks=[seen])
+    last = dict(trainer.model.named_parameters())
+    for name in seen.weights[0]:
+        expected = sum(epoch[name].double() for epoch in seen.weights[1:]) / 3
+        torch.testing.assert_close(last[name].detach().double(), expected, rtol=1e-5, atol=1e-7)
+    scored = [entry["eval_rouge2"] for entry in trainer.state.log_history if "eval_rouge2" in entry]
+    assert scored == [pytest.approx(rouge(trainer.parts, data.load(tiny)["validation"], "rouge2"))]
+    assert len([entry for entry in trainer.state.log_history if "eval_loss" in entry]) == 5
+
+
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (None, 6)])
 def test_training_stops_where_nothing_improves(tiny, tmp_path, patience, epochs):

@@ -25,7 +25,9 @@ class Settings:
     """How one method is trained. A fair comparison gives each method a learning rate of its own.
 
     `batch_size` is the number of dialogues behind one step of the optimizer, however many of them the device holds at
-    once. `patience` is the number of evaluations without improvement after which training stops.
+    once. `patience` is the number of evaluations without improvement after which training stops. What is kept is the
+    best checkpoint by `select_by`; or, with `averaged_epochs`, the mean of the weights at the ends of so many last
+    epochs, and then validation summaries are scored at the end alone.
     """
 
     learning_rate: float
@@ -38,6 +40,7 @@ class Settings:
     max_grad_norm: float = 1.0
     select_by: str = "rouge2"  # or "loss": what picks the best checkpoint, on validation
     patience: int | None = None
+    averaged_epochs: int = 0
 
 
 @dataclass(frozen=True)

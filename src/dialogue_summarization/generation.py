@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from . import decoding, fast, hardware
 from .experiments import Generation
-from .models import Model, packs
+from .models import Model, inference, packs
 
 # What a checkpoint's generation settings may say about its tokens; its sampling settings are left behind.
 _TOKENS = (
@@ -96,18 +96,18 @@ def summarize(
     own, base.generation_config = base.generation_config, generation_config(model, generation)
     bar = tqdm(total=len(order), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
     try:
-        while order:
-            longest = len(encoded[order[0]]["input_ids"]) + generation.max_new_tokens
-            count = max(1, tokens // longest)
-            chosen, order = order[:count], order[count:]
-            batch = model.family.collate([encoded[number] for number in chosen])
-            inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
-            with hardware.autocast():
+        with inference(model.network):
+            while order:
+                longest = len(encoded[order[0]]["input_ids"]) + generation.max_new_tokens
+                count = max(1, tokens // longest)
+                chosen, order = order[:count], order[count:]
+                batch = model.family.collate([encoded[number] for number in chosen])
+                inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
                 written = model.family.completion(_generate(model, inputs, generation), inputs["input_ids"].shape[1])
-            texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
-            for number, text in zip(chosen, texts, strict=True):
-                summaries[number] = text.strip()
-            bar.update(len(chosen))
+                texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+                for number, text in zip(chosen, texts, strict=True):
+                    summaries[number] = text.strip()
+                bar.update(len(chosen))
     finally:
         bar.close()
         base.generation_config = own

@@ -31,17 +31,23 @@ def device() -> torch.device:
 
 
 def precision() -> str:
-    """`bf16` where the card computes in it, otherwise `fp32`; weights stay in fp32 in either case.
+    """`bf16` where the card or CPU computes in it, otherwise `fp32`; weights are trained in fp32 in either case.
 
     Compute capability 8 (Ampere) brought bf16; `torch.cuda.is_bf16_supported()` also says yes where it is only emulated
-    (T4). fp16 is never chosen: T5 overflows in it (transformers issue 14189).
+    (T4). Of CPUs those with AVX512-BF16 do (AMD since Zen 4, Intel's servers), through oneDNN, which would emulate it
+    on others. fp16 is never chosen: T5 overflows in it (transformers issue 14189).
     """
-    return "bf16" if device().type == "cuda" and torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+    kind = device().type
+    if kind == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        native = kind == "cuda" and torch.cuda.get_device_capability()[0] >= 8
+    return "bf16" if native else "fp32"
 
 
 def fast_steps() -> bool:
     """Whether the steps of module `fast` run here: an Ampere card or newer, and Triton to compile for it."""
-    return precision() == "bf16" and importlib.util.find_spec("triton") is not None
+    return device().type == "cuda" and precision() == "bf16" and importlib.util.find_spec("triton") is not None
 
 
 def writes_over_a_fixed_cache() -> bool:
@@ -63,7 +69,7 @@ def keep_freed_memory() -> None:
 
 def autocast() -> contextlib.AbstractContextManager:
     """Compute in `precision()`."""
-    return torch.autocast("cuda", torch.bfloat16) if precision() == "bf16" else contextlib.nullcontext()
+    return torch.autocast(device().type, torch.bfloat16) if precision() == "bf16" else contextlib.nullcontext()
 
 
 def describe() -> dict[str, str | int]:

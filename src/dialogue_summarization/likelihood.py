@@ -5,21 +5,21 @@ another dialogue. It needs nothing but the model, and sees what it knows beyond 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from . import corruptions, hardware
-from .models import Model, count_parameters
+from .models import Model, inference, packs
 from .report import label
 from .runs import Run
 from .significance import interval
 from .tokenization import IGNORED
-
-WEIGHTS_ON_A_CPU = 10e6  # of larger models the test takes minutes there: a second for each prompt and summary
 
 
 def pairs(test: datasets.Dataset) -> list[tuple[int, str, str, str]]:
@@ -44,37 +44,58 @@ def pairs(test: datasets.Dataset) -> list[tuple[int, str, str, str]]:
 
 @torch.no_grad()
 def log_likelihoods(
-    model: Model, dialogues: Sequence[str], summaries: Sequence[str], batch_size: int | None = None
+    model: Model, dialogues: Sequence[str], summaries: Sequence[tuple[int, str]], batch_size: int | None = None
 ) -> np.ndarray:
     """The mean log-likelihood of a token of each summary behind its dialogue's prompt, its end included (nats).
 
     The mean, since of a longer summary the sum is lower whatever it says.
+
+    Args:
+        model: The model that is asked.
+        dialogues: What it reads, each once for all its summaries.
+        summaries: Each with the place of its dialogue.
+        batch_size: How many dialogues are read at once; the machine decides where it is None.
     """
-    batch_size = batch_size or hardware.micro_batch(64)
-    shift = model.family.label_shift
-    rows = [model.family.encode(*pair) for pair in zip(dialogues, summaries, strict=True)]
-    order = sorted(range(len(rows)), key=lambda number: rows[number]["length"])
+    batch_size = batch_size or max(1, hardware.micro_batch(64) // 4)
+    rows = [model.family.encode(dialogues[place], text) for place, text in summaries]
+    of: dict[int, list[int]] = {}
+    for number, (place, _) in enumerate(summaries):
+        of.setdefault(place, []).append(number)
+    places = sorted(of, key=lambda place: len(rows[of[place][0]]["input_ids"]))
     found = np.zeros(len(rows))
     was_training = model.network.training
     model.network.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = model.family.collate([rows[number] for number in chosen])
-        batch = {name: value.to(model.network.device) if torch.is_tensor(value) else value
-                 for name, value in batch.items()}  # fmt: skip
-        labels = batch.pop("labels")[:, shift:]
-        with hardware.autocast():
-            logits = model.network(**batch).logits
-        logits = logits[:, : logits.shape[1] - shift].float()
-        losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        found[chosen] = (-losses.sum(1) / (labels != IGNORED).sum(1)).double().cpu().numpy()
+    with inference(model.network):
+        for start in range(0, len(places), batch_size):
+            several = [of[place] for place in places[start : start + batch_size]]
+            logits, labels = _score(model, [[rows[number] for number in numbers] for numbers in several])
+            losses = cross_entropy(
+                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+            )
+            means = -losses.view(labels.shape).sum(1) / (labels != IGNORED).sum(1)
+            found[[number for numbers in several for number in numbers]] = means.double().cpu().numpy()
     model.network.train(was_training)
     return found
 
 
-def is_quick(network: torch.nn.Module) -> bool:
-    """Whether the test takes seconds: on a GPU, or with a small model."""
-    return hardware.device().type != "cpu" or count_parameters(network)["parameters"] < WEIGHTS_ON_A_CPU
+def _score(model: Model, several: list[list[dict[str, Any]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels (summaries, tokens) of some dialogues' summaries; each prompt is read once.
+
+    But with virtual tokens, which PEFT would put before every pass: there it is read for each of its summaries.
+    """
+    device, rows = model.network.device, [row for group in several for row in group]
+    if packs(model.network):
+        prompts = model.family.collate([{"input_ids": group[0]["input_ids"]} for group in several])
+        prompts = {name: value.to(device) for name, value in prompts.items()}
+        labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], True, IGNORED).to(device)
+        owners = torch.tensor([place for place, group in enumerate(several) for _ in group], device=device)
+        return model.family.continued(model.network, prompts, labels, owners), labels
+    shift = model.family.label_shift
+    batch = model.family.collate(rows)
+    batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    labels = batch.pop("labels")[:, shift:]
+    logits = model.network(**batch).logits
+    return logits[:, : logits.shape[1] - shift], labels
 
 
 def run_test(model: Model, test: datasets.Dataset) -> pd.DataFrame:
@@ -82,7 +103,7 @@ def run_test(model: Model, test: datasets.Dataset) -> pd.DataFrame:
     compared = pairs(test)
     dialogues = list(test["dialogue"])
     texts = dict.fromkeys((place, text) for place, _, *both in compared for text in both)  # each once
-    scored = log_likelihoods(model, [dialogues[place] for place, _ in texts], [text for _, text in texts])
+    scored = log_likelihoods(model, dialogues, list(texts))
     value = dict(zip(texts, scored.round(4), strict=True))
     names = list(test["id"])
     return pd.DataFrame(
@@ -95,7 +116,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a run, a column a kind of error: how often the reference is likelier, with its interval; 50 % is chance."""
     rows = []
     for run in runs:
-        row = {"run": label(run)} | ({"": "not measured: it takes a GPU"} if run.likelihood.empty else {})
+        row = {"run": label(run)} | ({"": "not measured"} if run.likelihood.empty else {})
         for kind, entries in run.likelihood.groupby("kind", sort=False) if len(run.likelihood) else ():
             right = (entries["reference"] > entries["wrong"]).to_numpy(dtype=float)
             low, high = interval(right)

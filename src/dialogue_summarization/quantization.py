@@ -66,10 +66,14 @@ def to_int8(network: PreTrainedModel) -> PreTrainedModel:
         return quantize_dynamic(network, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
+def int8_layers(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """What `to_int8` made of linear layers."""
+    return [part for part in network.modules() if type(part).__module__.startswith("torch.ao.nn.quantized.dynamic")]
+
+
 def count_weights(network: torch.nn.Module) -> int:
     """How many weights there are, those that are packed included. Tied weights count once."""
-    parts = [part for part in network.modules() if type(part).__module__.startswith("torch.ao.nn.quantized.dynamic")]
-    packed = sum(part.in_features * part.out_features for part in parts)
+    packed = sum(part.in_features * part.out_features for part in int8_layers(network))
     return packed + sum(weight.numel() * _packed_in(weight) for weight in network.parameters())
 
 

@@ -174,8 +174,7 @@ def finish(job: Job) -> runs.Run:
     if job.method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in job.weights.glob("*.safetensors"))
     runs.write_csv(job.partial / "predictions.csv", pd.DataFrame({"id": test["id"], "prediction": texts}))
-    if likelihood.is_quick(model.network):
-        runs.write_csv(job.partial / "likelihood.csv", likelihood.run_test(model, test))
+    runs.write_csv(job.partial / "likelihood.csv", likelihood.run_test(model, test))
     runs.write_json(job.partial / "environment.json", runs.environment())
     runs.write_json(job.partial / "metrics.json", metrics)
     _publish(job)

@@ -44,6 +44,14 @@ class Family(Protocol):
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """The tokens of the summary (batch, new tokens) out of what `generate` returned for prompts of that length."""
 
+    def continued(
+        self, network: torch.nn.Module, prompts: dict[str, torch.Tensor], labels: torch.Tensor, owners: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (summaries, tokens, vocabulary) for `labels` (summaries, tokens), padded on the right with `IGNORED`.
+
+        Summary i follows prompt `owners[i]` of a batch from `collate`, which is read once for all that follow it.
+        """
+
 
 @dataclass(frozen=True)
 class EncoderDecoder:
@@ -100,6 +108,19 @@ class EncoderDecoder:
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The decoder's output is the summary."""
         return output_ids
+
+    def continued(
+        self, network: torch.nn.Module, prompts: dict[str, torch.Tensor], labels: torch.Tensor, owners: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Family`. The encoder's states serve every summary of a dialogue."""
+        hidden = network.get_encoder()(**prompts).last_hidden_state
+        begun = torch.nn.functional.pad(labels[:, :-1], (1, 0), value=self.decoder_start_token_id)
+        return network(
+            encoder_outputs=(hidden[owners],),
+            attention_mask=prompts["attention_mask"][owners],
+            decoder_input_ids=begun.masked_fill(begun == IGNORED, self.tokenizer.pad_token_id),
+            use_cache=False,
+        ).logits
 
     def _render(self, dialogue: str) -> str:
         return prompt(dialogue, self.prompt)
@@ -178,6 +199,21 @@ class DecoderOnly:
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The output repeats the prompt."""
         return output_ids[:, prompt_length:]
+
+    def continued(
+        self, network: torch.nn.Module, prompts: dict[str, torch.Tensor], labels: torch.Tensor, owners: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Family`. Summaries go on from the prompts' keys and values; the first token is predicted by the prompt."""
+        read = network(**prompts, use_cache=True, logits_to_keep=1)
+        read.past_key_values.batch_select_indices(owners)
+        begun, seen = labels[:, :-1], prompts["attention_mask"][owners]
+        following = network(
+            input_ids=begun.masked_fill(begun == IGNORED, self.tokenizer.pad_token_id),
+            attention_mask=torch.cat([seen, (begun != IGNORED).to(seen.dtype)], dim=1),
+            position_ids=seen.sum(dim=1, keepdim=True) + torch.arange(begun.shape[1], device=seen.device),
+            past_key_values=read.past_key_values,
+        )
+        return torch.cat([read.logits[owners], following.logits], dim=1)
 
     def _render(self, dialogue: str) -> str:
         """The prompt as a chat turn, without the system prompt that some templates add (SmolLM2: 30 tokens).

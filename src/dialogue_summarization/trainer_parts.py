@@ -1,11 +1,14 @@
-"""What Trainer is given beside a model: the order of dialogues, a bar of plain text, checkpoints by the clock."""
+"""What Trainer is given beside a model: the order of dialogues, a bar of plain text, checkpoints by the clock, means."""
 
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -61,3 +64,44 @@ class TimedCheckpoint(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
+
+
+class EpochMean(TrainerCallback):
+    """The mean of the trained weights over the ends of the last `count` epochs (Izmailov et al. 2018, arXiv 1803.05407).
+
+    They are kept as files beside the checkpoints, so that an interrupted run ends with the same mean.
+    """
+
+    def __init__(self, count: int, folder: str | Path) -> None:
+        self.count, self.folder = count, Path(folder) / "epochs"
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{round(state.epoch):04}.safetensors"
+        save_file(
+            {name: weight.detach() for name, weight in _trained(kwargs["model"]).items()}, file.with_suffix(".partial")
+        )
+        os.replace(file.with_suffix(".partial"), file)
+        for old in self._files()[: -self.count]:
+            old.unlink()
+
+    def load_into(self, network: torch.nn.Module) -> None:
+        """Give the network the mean of what was kept."""
+        files = self._files()
+        with torch.no_grad():
+            for number, file in enumerate(files):
+                kept = load_file(file)
+                for name, weight in _trained(network).items():
+                    share = kept[name].to(weight.device) / len(files)
+                    weight.copy_(share) if number == 0 else weight.add_(share)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))
+
+
+def _trained(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}

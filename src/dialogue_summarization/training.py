@@ -29,7 +29,7 @@ from .generation import summarize
 from .models import Model, packs
 from .rouge import score_all
 from .tokenization import IGNORED, Family
-from .trainer_parts import GroupedByLength, Progress, TimedCheckpoint
+from .trainer_parts import EpochMean, GroupedByLength, Progress, TimedCheckpoint
 
 PAIRS_WORTH_COMPILING = 20_000  # compiling takes half a minute for SmolLM2, two for T5 (H100)
 
@@ -50,6 +50,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
     What the machine decides (precision, how many dialogues the device holds at once) leaves the effective batch.
     """
     micro_batch = hardware.micro_batch(settings.batch_size)
+    best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -61,13 +62,14 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         warmup_steps=settings.warmup,  # below 1: a share of all steps
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        use_cpu=hardware.device().type == "cpu",
         bf16=hardware.precision() == "bf16",
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,  # the best checkpoint and the last
-        load_best_model_at_end=True,
-        metric_for_best_model=settings.select_by,
-        greater_is_better=settings.select_by != "loss",
+        load_best_model_at_end=not settings.averaged_epochs,
+        metric_for_best_model=best_by,
+        greater_is_better=best_by != "loss",
         prediction_loss_only=True,  # Trainer would keep the logits of every word otherwise
         logging_steps=0.01,  # below 1: a share of all steps
         logging_nan_inf_filter=False,  # it waits for the GPU at every step; SummarizationTrainer looks when it logs
@@ -92,6 +94,7 @@ class SummarizationTrainer(Trainer):
       `num_items_in_batch`, while Trainer then leaves out its division: 4 x 8 dialogues would step 4 times as far as 32.
     - ROUGE of generated summaries of the validation dialogues in `evaluate`, for decoder-only models too
       (`Seq2SeqTrainer` generates for encoder-decoder models alone), where `select_by` asks for it.
+    - The mean of the last epochs' weights at the end, where `averaged_epochs` asks for it.
     - A stop with the step's number when the loss is not finite, seconds of pure training in the log, a plain progress
       bar, and a checkpoint every ten minutes, so that a kill in a long epoch loses little.
 
@@ -131,6 +134,9 @@ class SummarizationTrainer(Trainer):
             self.remove_callback(callback)
         self.add_callback(Progress())
         self.add_callback(TimedCheckpoint())
+        self._mean = EpochMean(settings.averaged_epochs, self.args.output_dir) if settings.averaged_epochs else None
+        if self._mean:
+            self.add_callback(self._mean)
         if settings.patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
 
@@ -189,7 +195,7 @@ class SummarizationTrainer(Trainer):
         start = time.perf_counter()
         with fast.eager(self.model):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            if self.settings.select_by != "loss":
+            if self.settings.select_by != "loss" and not (self._mean and self.is_in_train):
                 texts = summarize(self.parts, self.validation["dialogue"], self.generation, progress=False)
                 scores = score_all(texts, self.validation["summaries"]).mean()
                 output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()})
@@ -225,8 +231,12 @@ class SummarizationTrainer(Trainer):
         self._clock = None
         with hardware.PeakMemory() as peak, Energy() as energy:
             output = super().train(*args, **kwargs)
-        self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
+        self.peak_memory = peak.bytes
         self.joules = None if kwargs.get("resume_from_checkpoint") else energy.joules  # not of earlier sittings
+        if self._mean:
+            self._mean.load_into(self.model)
+            self.evaluate()
+        self.train_seconds = self.training_seconds()
         return output
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
