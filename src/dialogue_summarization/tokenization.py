@@ -203,7 +203,7 @@ class DecoderOnly:
     def continued(
         self, network: torch.nn.Module, prompts: dict[str, torch.Tensor], labels: torch.Tensor, owners: torch.Tensor
     ) -> torch.Tensor:
-        """See `Family`. Summaries go on from the prompts' keys and values; the first token is predicted by the prompt."""
+        """See `Family`. Summaries go on from the prompts' keys and values; the prompt predicts the first token."""
         read = network(**prompts, use_cache=True, logits_to_keep=1)
         read.past_key_values.batch_select_indices(owners)
         begun, seen = labels[:, :-1], prompts["attention_mask"][owners]

@@ -1,4 +1,4 @@
-"""What Trainer is given beside a model: the order of dialogues, a bar of plain text, checkpoints by the clock, means."""
+"""What Trainer is given beside a model: the order of dialogues, a bar of plain text, checkpoints, means."""
 
 import os
 import sys
@@ -67,7 +67,7 @@ class TimedCheckpoint(TrainerCallback):
 
 
 class EpochMean(TrainerCallback):
-    """The mean of the trained weights over the ends of the last `count` epochs (Izmailov et al. 2018, arXiv 1803.05407).
+    """The mean of the trained weights at the ends of the last `count` epochs (Izmailov et al. 2018, arXiv 1803.05407).
 
     They are kept as files beside the checkpoints, so that an interrupted run ends with the same mean.
     """
