@@ -127,6 +127,7 @@ def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generat
     base = fast.base_of(model.network)
     dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32
     cache = decoding.static_cache(base, length, generation.max_new_tokens, dtype)
-    graphs = decoding.graphed_decoding(base) if hardware.fast_steps() else contextlib.nullcontext()
+    graphed = hardware.fast_steps() and base.device.type == "cuda"
+    graphs = decoding.graphed_decoding(base) if graphed else contextlib.nullcontext()
     with decoding.attention(base, model.family.fixed_attention), graphs:
         return model.network.generate(**inputs, logits_processor=processors, past_key_values=cache)

@@ -152,7 +152,7 @@ def inference(network: PreTrainedModel | peft.PeftModel) -> Iterator[None]:
     """
     if quantization.int8_layers(network):
         yield
-    elif hardware.device().type != "cpu" or hardware.precision() == "fp32" or not packs(network):
+    elif network.device.type != "cpu" or hardware.precision() == "fp32" or not packs(network):
         with hardware.autocast():
             yield
     else:
