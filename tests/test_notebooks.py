@@ -12,7 +12,7 @@ import matplotlib.image
 import pytest
 from safetensors.torch import load_file
 
-from dialogue_summarization import data, experiments, study
+from dialogue_summarization import data, experiments, runs, study
 from dialogue_summarization.cli import NOTEBOOKS
 
 FOLDER = data.ROOT / "notebooks"
@@ -118,6 +118,16 @@ def test_committed_notebooks_render_and_read_well(name):
             image = matplotlib.image.imread(io.BytesIO(base64.b64decode(png)), format="png")
             assert image.shape[2] == 3 or image[..., 3].min() == 1, "a figure with a transparent background"
     assert code[0]["source"] == cells(FOLDER / "01_zero_shot.ipynb", "code")[0]["source"], "one set-up cell for all"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_executed_study_renders(name):
+    path = runs.OUTPUTS / "reference" / "smollm2-dialogsum" / "notebooks" / f"{name}.ipynb"
+    text = path.read_text("utf-8")
+    assert len(text) < 1_000_000 and "widgets" not in json.loads(text)["metadata"] and not ABSOLUTE_PATH.search(text)
+    shown = outputs(path)
+    assert not [output for output in shown if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert [output for output in shown if "text/html" in output.get("data", {})]
 
 
 def snippets():
