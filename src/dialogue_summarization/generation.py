@@ -87,7 +87,7 @@ def summarize(
     """
     base = fast.base_of(model.network)
     tokens = tokens or hardware.generation_tokens(base.config, generation.num_beams)
-    encoded = [model.family.encode(dialogue) for dialogue in dialogues]
+    encoded = model.family.encode_all(dialogues)
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
     summaries: list[str] = [""] * len(encoded)
     was_training = model.network.training

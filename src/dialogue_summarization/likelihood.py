@@ -52,7 +52,7 @@ def log_likelihoods(
     """
     batch_size = batch_size or hardware.micro_batch(64)
     shift = model.family.label_shift
-    rows = [model.family.encode(*pair) for pair in zip(dialogues, summaries, strict=True)]
+    rows = model.family.encode_all(dialogues, summaries)
     order = sorted(range(len(rows)), key=lambda number: rows[number]["length"])
     found = np.zeros(len(rows))
     was_training = model.network.training

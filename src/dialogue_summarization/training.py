@@ -40,8 +40,10 @@ class TrainingDiverged(ArithmeticError):
 
 def encode(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
     """A split as Trainer takes it, a row a pair of dialogue and reference: `input_ids`, `labels`, `length`."""
-    pairs = [family.encode(row["dialogue"], summary) for row in rows for summary in row["summaries"]]
-    return datasets.Dataset.from_list(pairs)
+    several = list(rows["summaries"])
+    dialogues = [dialogue for dialogue, texts in zip(rows["dialogue"], several, strict=True) for _ in texts]
+    summaries = [summary for texts in several for summary in texts]
+    return datasets.Dataset.from_list(family.encode_all(dialogues, summaries))
 
 
 def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0) -> TrainingArguments:
