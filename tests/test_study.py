@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import tiny_experiment, tiny_network, tiny_rows
+from conftest import hold, tiny_experiment, tiny_network, tiny_rows
 from rouge_score import rouge_scorer
 
 from dialogue_summarization import runs, study, trainer_parts, training
@@ -166,7 +166,7 @@ def interrupt(patch, call):
 def test_an_interrupted_run_ends_as_any_other(tiny, family_name, tmp_path, monkeypatch, capsys, method, micro_batch):
     experiment = replace(tiny, model=str(shutil.copytree(tiny.model, tmp_path / "dropout")))
     tiny_network(family_name, dropout=0.1).save_pretrained(experiment.model)
-    monkeypatch.setattr(training.hardware, "micro_batch", lambda _: micro_batch)
+    hold(monkeypatch, micro_batch)
     wanted = make(experiment, method, tmp_path / "undisturbed")
     for step, said in ((3, ""), (4, "going on from checkpoint-2")):  # in the first epoch, then in the second
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

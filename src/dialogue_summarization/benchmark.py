@@ -102,7 +102,7 @@ def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, An
     rows = rows_for(model, splits)
     settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(settings, folder)
+        arguments = training_arguments(settings, folder, model, rows)
         trainer = SummarizationTrainer(model, settings, args=_short(arguments, entry), train_dataset=rows)
         trainer.fast = entry.fast and hardware.fast_steps()
         watch = _Stopwatch(entry.warm_up)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 
-from . import corruptions, hardware
+from . import corruptions, fitting, hardware
 from .models import Model, count_parameters
 from .report import label
 from .runs import Run
@@ -50,24 +50,28 @@ def log_likelihoods(
 
     The mean, since of a longer summary the sum is lower whatever it says.
     """
-    batch_size = batch_size or hardware.micro_batch(64)
     shift = model.family.label_shift
     rows = model.family.encode_all(dialogues, summaries)
     order = sorted(range(len(rows)), key=lambda number: rows[number]["length"])
     found = np.zeros(len(rows))
+
+    def score(at_once: int) -> None:
+        for start in range(0, len(order), at_once):
+            chosen = order[start : start + at_once]
+            batch = model.family.collate([rows[number] for number in chosen])
+            batch = {name: value.to(model.network.device) if torch.is_tensor(value) else value
+                     for name, value in batch.items()}  # fmt: skip
+            labels = batch.pop("labels")[:, shift:]
+            with hardware.autocast():
+                logits = model.network(**batch).logits
+            logits = logits[:, : logits.shape[1] - shift].float()
+            losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            found[chosen] = (-losses.sum(1) / (labels != IGNORED).sum(1)).double().cpu().numpy()
+
     was_training = model.network.training
     model.network.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = model.family.collate([rows[number] for number in chosen])
-        batch = {name: value.to(model.network.device) if torch.is_tensor(value) else value
-                 for name, value in batch.items()}  # fmt: skip
-        labels = batch.pop("labels")[:, shift:]
-        with hardware.autocast():
-            logits = model.network(**batch).logits
-        logits = logits[:, : logits.shape[1] - shift].float()
-        losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        found[chosen] = (-losses.sum(1) / (labels != IGNORED).sum(1)).double().cpu().numpy()
+    batch_size = batch_size or fitting.fits(64, model.network, datasets.Dataset.from_list(rows)).evaluation_batch
+    fitting.with_less(score, batch_size, fitting.fewer("computing likelihoods of"))
     model.network.train(was_training)
     return found
 

@@ -136,14 +136,15 @@ def train(job: Job) -> None:
     validation = data.unseen(job.splits["validation"], job.splits["train"])
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
+    rows = encode(job.splits["train"], model.family)
     trainer = SummarizationTrainer(
         model,
         job.settings,
         job.experiment.generation,
         validation,
         job.method,
-        args=training_arguments(job.settings, job.checkpoints, seed=job.config.seed),
-        train_dataset=encode(job.splits["train"], model.family),
+        args=training_arguments(job.settings, job.checkpoints, model, rows, seed=job.config.seed),
+        train_dataset=rows,
         eval_dataset=encode(validation, model.family),
     )
     trainer.train(resume_from_checkpoint=job.checkpoint)

@@ -31,6 +31,8 @@ class Progress(TrainerCallback):
     bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:  # of an attempt that failed
+            self.bar.close()
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="training", file=sys.stdout, mininterval=1
         )
@@ -50,7 +52,12 @@ class Progress(TrainerCallback):
 
 
 class TimedCheckpoint(TrainerCallback):
-    """A checkpoint where the last one lies `SECONDS_BETWEEN_CHECKPOINTS` back, beside those at each epoch's end."""
+    """A checkpoint where the last one lies `SECONDS_BETWEEN_CHECKPOINTS` back, beside those at each epoch's end.
+
+    `saved` says whether there is one of this training.
+    """
+
+    saved = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
@@ -60,4 +67,4 @@ class TimedCheckpoint(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.last = time.monotonic()
+        self.last, self.saved = time.monotonic(), True
