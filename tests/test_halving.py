@@ -44,14 +44,15 @@ def assert_alike(trainer, wanted):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
 
 
+BEGAN, SAVED = "going on from where it began with", "going on from the last checkpoint with"
+
+
 @pytest.mark.parametrize(
     ("method", "after", "said"),
     [
-        ("full", 0, ["at step 1: going on with 2 x 2", "at step 1: going on with 4 x 1"]),
-        # The weights have moved by then, and there is no checkpoint.
-        ("full", 3, ["at step 4: going on with 2 x 2", "at step 1: going on with 4 x 1"]),
-        # There is one of the first epoch's end.
-        ("lora-balanced", 7, ["at step 8: going on with 2 x 2", "at step 6: going on with 4 x 1"]),
+        ("full", 0, [f"step 1: {BEGAN} 2 x 2", f"step 1: {BEGAN} 4 x 1"]),
+        ("full", 3, [f"step 4: {BEGAN} 2 x 2", f"step 1: {BEGAN} 4 x 1"]),  # the weights have moved by then
+        ("lora-balanced", 7, [f"step 8: {SAVED} 2 x 2", f"step 6: {SAVED} 4 x 1"]),  # in the second epoch
     ],
 )
 def test_a_step_that_does_not_fit_changes_nothing(tiny, tmp_path, capsys, method, after, said):
@@ -63,9 +64,8 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny, tmp_path, capsys, method
     capsys.readouterr()
     trainer.train()
     out = capsys.readouterr().out
-    assert [line[14:] for line in out.splitlines() if line.startswith("Out of memory")] == [
-        f"{line} dialogues a step." for line in said
-    ]
+    lines = [line for line in out.splitlines() if line.startswith("Out of memory")]
+    assert lines == [f"Out of memory at {line} dialogues." for line in said]
     assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (1, 4)
     assert trainer.state.max_steps == wanted.state.max_steps == 10
     assert_alike(trainer, wanted)

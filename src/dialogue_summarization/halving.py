@@ -19,7 +19,8 @@ class HalvingTrainer(Trainer):
     """Trainer that goes on where a step, or an evaluation, does not fit into memory.
 
     Its result is that of a run in which all had fitted: the effective batch, the order of pairs and the number of steps
-    stay. Trainer's own `auto_find_batch_size` leaves the accumulation as it is, so that the effective batch shrinks and
+    stay. With several processes, each with a card, memory that runs out is an error: the others would wait for ever.
+    Trainer's own `auto_find_batch_size` leaves the accumulation as it is, so that the effective batch shrinks and
     steps and learning rates are others, and begins again with the weights as the failed attempt left them.
 
     It adds `TimedCheckpoint`, by which it knows whether there is a checkpoint of this training.
@@ -40,6 +41,8 @@ class HalvingTrainer(Trainer):
         Raises:
             NotEnoughMemory: A micro-batch of one dialogue does not fit.
         """
+        if self.args.world_size > 1:
+            return self.attempt(resume_from_checkpoint, **kwargs)
         first = self.args.per_device_train_batch_size
         start = [(weight, weight.detach().to("cpu", copy=True)) for weight in self.model.parameters()
                  if weight.requires_grad]  # fmt: skip
@@ -60,6 +63,8 @@ class HalvingTrainer(Trainer):
             NotEnoughMemory: One dialogue does not fit.
         """
         evaluate = super().evaluate
+        if self.args.world_size > 1:
+            return evaluate(*args, **kwargs)
 
         def attempt(batch_size: int) -> dict[str, float]:
             self.args.per_device_eval_batch_size = batch_size
@@ -76,7 +81,10 @@ class HalvingTrainer(Trainer):
         smaller = divisors(batch_size, micro_batch // 2)[0]
         args.per_device_train_batch_size, args.gradient_accumulation_steps = smaller, batch_size // smaller
         self._train_batch_size = args.train_batch_size
-        print(f"\nOut of memory at step {step}: going on with {batch_size // smaller} x {smaller} dialogues a step.")
+        place = "the last checkpoint" if self._timed.saved else "where it began"
+        print(
+            f"\nOut of memory at step {step}: going on from {place} with {batch_size // smaller} x {smaller} dialogues."
+        )
         return smaller
 
     def _begin_again(self, start: Start | None) -> None:
