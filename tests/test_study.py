@@ -15,7 +15,8 @@ from dialogue_summarization import runs, study, trainer_parts, training
 from dialogue_summarization.experiments import METHODS
 
 FILES = {"config.json", "environment.json", "metrics.json", "predictions.csv", "likelihood.csv"}
-RUNS = {"zero-shot": set(), "full": {"training_log.csv", "model"}, "lora-balanced": {"training_log.csv", "adapter"}}
+TRAINED = {"training_log.csv", "tensorboard"}
+RUNS = {"zero-shot": set(), "full": TRAINED | {"model"}, "lora-balanced": TRAINED | {"adapter"}}
 
 
 def make(experiment, method, outputs, **more):
@@ -78,9 +79,20 @@ def test_a_record_has_what_the_design_says(made, method):
 def test_a_record_holds_no_path_and_no_text_of_the_data(made):
     told = {line for row in tiny_rows(40) for line in (row["dialogue"] + "\n" + row["summary"]).splitlines()}
     for path in [path for path in (made[0] / "outputs").rglob("*") if path.is_file() and path.suffix != ".safetensors"]:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", "replace")
         assert not [place for place in (made[0], Path.home(), Path.cwd()) if str(place) in text], path
         assert path.name == "predictions.csv" or not [line for line in told if line in text], path
+
+
+def test_tensorboard_reads_the_curves(made):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = made[1]["full"]
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    for tag, column in (("train/loss", "loss"), ("eval/loss", "eval_loss")):
+        wanted = run.log[run.log[column].notna()]
+        assert [event.step for event in events.Scalars(tag)] == wanted["step"].tolist()
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx(wanted[column].tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", RUNS)

@@ -18,7 +18,7 @@ from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
 from .rouge import score_all
-from .training import SummarizationTrainer, encode, training_arguments
+from .training import TENSORBOARD, SummarizationTrainer, encode, training_arguments
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Job:
             metrics["train_joules"] = trainer.joules
         metrics |= models.count_parameters(trainer.model)
         runs.write_json(self.partial / "training.json", metrics)
+        if (events := self.checkpoints / TENSORBOARD).exists():
+            shutil.copytree(events, self.partial / TENSORBOARD, dirs_exist_ok=True)
         models.save(trainer.parts, self.weights, self.experiment.model)
 
 

@@ -1,13 +1,15 @@
-"""What Trainer is given beside a model: the order of dialogues, a bar of plain text, checkpoints by the clock."""
+"""What Trainer is given beside a model: the order of dialogues, a plain bar, event files, checkpoints by the clock."""
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
@@ -49,6 +51,20 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.close()
+
+
+class EventFiles(TensorBoardCallback):
+    """TensorBoard's event files of all that is logged.
+
+    Transformers' own begin with all arguments, and so with paths of this machine, and lie in a folder with its name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.logging_dir = str(folder)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Nothing: the files are begun with the first figures."""
 
 
 class TimedCheckpoint(TrainerCallback):

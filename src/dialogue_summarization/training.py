@@ -18,6 +18,7 @@ from transformers import (
     ProgressCallback,
     TrainingArguments,
 )
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
@@ -29,7 +30,7 @@ from .halving import HalvingTrainer
 from .models import Model, has_virtual_tokens, packs
 from .rouge import score_all
 from .tokenization import IGNORED, Family
-from .trainer_parts import GroupedByLength, Progress
+from .trainer_parts import EventFiles, GroupedByLength, Progress
 
 # What TrainingArguments calls gradient checkpointing: its name changed between transformers 5.17 and 5.23.
 CHECKPOINTING = next(
@@ -37,6 +38,7 @@ CHECKPOINTING = next(
     for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in TrainingArguments.__dataclass_fields__
 )
+TENSORBOARD = "tensorboard"  # the folder of event files beside the checkpoints
 PAIRS_WORTH_COMPILING = 20_000  # compiling takes half a minute for SmolLM2, two for T5 (H100)
 
 
@@ -103,7 +105,7 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         accelerator_config={"non_blocking": torch.cuda.is_available()},  # batches are copied while the card computes
         disable_tqdm=True,  # our own bar, plain text
-        report_to="none",
+        report_to="none",  # TensorBoard's files are SummarizationTrainer's
         seed=seed,
         data_seed=seed,
     )
@@ -158,6 +160,8 @@ class SummarizationTrainer(HalvingTrainer):
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
         self.add_callback(Progress())
+        if is_tensorboard_available():
+            self.add_callback(EventFiles(Path(self.args.output_dir) / TENSORBOARD))
         if settings.patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
 
