@@ -71,6 +71,12 @@ def test_an_h100_holds_the_studys_batches_whole(name, packed):
     assert (found.micro_batch, found.accumulation, found.checkpointing, found.evaluation_batch) == (32, 1, False, 32)
 
 
+def test_an_h100_writes_for_as_many_as_the_committed_records_were_written_for():
+    key_bytes, memory = 2 * 30 * 3 * 64 * 4, 85_017_493_504
+    for shape in (smollm2(), smollm2(1_843_200)):
+        assert generation_tokens(memory, shape, key_bytes, num_beams=4) == int(memory / 4 / key_bytes / 4)
+
+
 @pytest.mark.parametrize("gib", [6, 8, 12, 16, 24])
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_study_fits_on_small_cards(name, gib):

@@ -1,6 +1,5 @@
 """The study's runs on part of a card: each is measured, and one that fails is recorded as failed."""
 
-import pytest
 from conftest import tiny_experiment
 from test_halving import limit
 
@@ -8,8 +7,7 @@ from dialogue_summarization import benchmark, data, experiments, models, small_c
 from dialogue_summarization.models import Model
 
 
-@pytest.mark.parametrize("name", ["fits-6", "fits-8-packed"])
-def test_all_runs_are_measured_and_failures_recorded(tiny_models, tiny_data, monkeypatch, name):
+def test_all_runs_are_measured_and_failures_recorded(tiny_models, tiny_data, monkeypatch):
     def build(entry):
         if entry.method == "full" and entry.model == "t5-base":
             raise RuntimeError("no such\nmodel")
@@ -22,14 +20,13 @@ def test_all_runs_are_measured_and_failures_recorded(tiny_models, tiny_data, mon
 
     monkeypatch.setattr(benchmark, "build", build)
     monkeypatch.setattr(small_cards, "STEPS", 3)
-    found = benchmark.measure_small_card(name, data.load_source(str(tiny_data)))
-    packed = name.endswith("packed")
-    assert (found["name"], found["gib"]) == (name, 8 if packed else 6)
+    found = benchmark.measure_small_card("fits-6", data.load_source(str(tiny_data)))
+    assert (found["name"], found["gib"]) == ("fits-6", 6)
     runs = [(run["model"], run["method"], run.get("failed")) for run in found["runs"]]
     smollm2 = [("smollm2", method, None) for method in ("full", "lora-balanced")]
     other = [("t5-base", "full", "RuntimeError: no such"), ("t5-base", "lora-balanced", None)]
-    assert runs == smollm2 + other * (not packed)
+    assert runs == smollm2 + other
     for run in found["runs"]:
         if "failed" not in run:
-            assert run["steps"] == 3 and run["planned"]["micro_batch"] >= 4 and run["packed"] == packed
+            assert run["steps"] == 3 and run["planned"]["micro_batch"] >= 4
             assert run["micro_batch"] == (2 if run["method"] == "lora-balanced" else run["planned"]["micro_batch"])
