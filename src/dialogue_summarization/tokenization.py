@@ -138,8 +138,7 @@ class DecoderOnly:
         rows = _encode_prompts(self.tokenizer, dialogues, self._around, self.max_prompt_tokens)
         if summaries:
             texts = [summary if self.tokenizer.chat_template else f" {summary}" for summary in summaries]
-            targets = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            for row, labels in zip(rows, targets["input_ids"], strict=True):
+            for row, labels in zip(rows, _tokens(self.tokenizer, texts, special=False), strict=True):
                 row["labels"] = [*labels, self.tokenizer.eos_token_id]
                 row["length"] += len(row["labels"])
         return rows
@@ -252,8 +251,7 @@ def _encode_prompts(
 ) -> list[dict[str, Any]]:
     """Rows without labels; a dialogue that is too long loses its end, the words around it stay."""
     before, after = around
-    texts = [before + dialogue + after for dialogue in dialogues]
-    encoded = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"] if texts else []
+    encoded = _tokens(tokenizer, [before + dialogue + after for dialogue in dialogues])
     rows = []
     for dialogue, tokens in zip(dialogues, encoded, strict=True):
         truncated = len(tokens) > limit
@@ -261,6 +259,14 @@ def _encode_prompts(
             tokens = _cut(tokenizer, dialogue, around, len(tokens), limit)
         rows.append({"input_ids": tokens, "truncated": truncated, "length": len(tokens)})
     return rows
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> list[list[int]]:
+    """The token ids that the tokenizer gives; by its backend, which need not find each token's place in the text."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
 
 def _cut(
