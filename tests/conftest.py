@@ -17,8 +17,9 @@ import torch
 import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
-from dialogue_summarization import experiments
+from dialogue_summarization import experiments, fitting
 from dialogue_summarization.experiments import Experiment, Generation, Settings
+from dialogue_summarization.memory import Plan
 
 torch.set_num_threads(1)
 
@@ -162,6 +163,15 @@ def tiny_experiment(model, dataset, **changes):
         settings={"full": fast, "lora": replace(fast, learning_rate=2e-2)}, generation=Generation(max_new_tokens=12),
     )  # fmt: skip
     return replace(base, **changes)
+
+
+def hold(monkeypatch, micro_batch, checkpointing=False):
+    """A device that trains on so many dialogues at once."""
+
+    def fits(batch_size, *_):
+        return Plan(micro_batch, batch_size // micro_batch, checkpointing, micro_batch, 0)
+
+    monkeypatch.setattr(fitting, "fits", fits)
 
 
 @pytest.fixture

@@ -2,12 +2,22 @@
 
 import pytest
 import torch
-from conftest import tiny_rows
+from conftest import tiny_experiment, tiny_rows
 from transformers import TrainingArguments
 
-from dialogue_summarization import data, hardware
+from dialogue_summarization import data, fitting, hardware, models
 from dialogue_summarization.experiments import EXPERIMENTS, Settings
-from dialogue_summarization.training import training_arguments
+from dialogue_summarization.training import encode, training_arguments
+
+
+@pytest.fixture
+def model(tiny_models, tiny_data):
+    return models.load(tiny_experiment(tiny_models["llama"], tiny_data))
+
+
+@pytest.fixture
+def rows(model, tiny_data):
+    return encode(data.load_source(str(tiny_data))["train"], model.family)
 
 
 @pytest.mark.parametrize(
@@ -35,15 +45,17 @@ def test_precision_is_full_without_a_card(monkeypatch):
         assert hardware.precision() == "fp32"
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
 @pytest.mark.parametrize("gib", [4, 6, 8, 15, 24, 80])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 32, 48, 64])
-def test_the_effective_batch_is_kept_whatever_the_memory(monkeypatch, tmp_path, gib, batch_size):
-    monkeypatch.setattr(hardware, "describe", lambda: {"memory_bytes": gib * hardware.GIB})
-    arguments = training_arguments(Settings(1e-4, batch_size=batch_size), tmp_path)
-    assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == batch_size
+def test_the_effective_batch_is_kept_whatever_the_memory(monkeypatch, model, rows, kind, gib, batch_size):
+    monkeypatch.setattr(hardware, "device", lambda: torch.device(kind))
+    monkeypatch.setattr(hardware, "memory", lambda: gib * hardware.GIB)
+    plan = fitting.fits(batch_size, model.network, rows)
+    assert plan.micro_batch * plan.accumulation == batch_size
 
 
-def test_one_card_unless_asked_for_more(monkeypatch, tmp_path):
+def test_one_card_unless_asked_for_more(monkeypatch, tmp_path, model, rows):
     usual = TrainingArguments.__post_init__
 
     def with_two_cards(self):
@@ -52,14 +64,14 @@ def test_one_card_unless_asked_for_more(monkeypatch, tmp_path):
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", with_two_cards)
     assert TrainingArguments(str(tmp_path)).n_gpu == 2
-    assert training_arguments(Settings(1e-4), tmp_path).n_gpu == 1
+    assert training_arguments(Settings(1e-4), tmp_path, model, rows).n_gpu == 1
 
 
 @pytest.mark.parametrize("name", ["smollm2-dialogsum", "flan-t5-base-dialogsum"])
-def test_full_experiments_train_on_everything(name, tmp_path):
+def test_full_experiments_train_on_everything(name, tmp_path, model, rows):
     settings = EXPERIMENTS[name].settings["full"]
     assert EXPERIMENTS[name].dialogues == {} and settings.epochs >= 3
-    assert training_arguments(settings, tmp_path).max_steps == -1
+    assert training_arguments(settings, tmp_path, model, rows).max_steps == -1
 
 
 def test_selection_leaves_out_what_nearly_stands_in_train():

@@ -52,9 +52,9 @@ def trained(experiment, method, settings, folder):
     rows, model = data.load(experiment)["train"], models.load(experiment, method.quantization)
     transformers.set_seed(0)
     model = replace(model, network=models.adapt(model.network, method))
-    args = training_arguments(settings, folder)
-    args.eval_strategy, args.save_strategy, args.load_best_model_at_end = "no", "no", False
     pairs = encode(rows, model.family)
+    args = training_arguments(settings, folder, model, pairs)
+    args.eval_strategy, args.save_strategy, args.load_best_model_at_end = "no", "no", False
     trainer = SummarizationTrainer(
         model, settings, GENERATION, rows, method, args=args, train_dataset=pairs, eval_dataset=pairs
     )

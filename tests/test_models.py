@@ -40,9 +40,9 @@ def train(experiment, method, folder):
     torch.manual_seed(0)
     model = replace(model, network=models.adapt(model.network, method))
     before = state(model.network)
-    settings = experiment.settings_for(method)
+    settings, rows = experiment.settings_for(method), encode(splits["train"], model.family)
     trainer = SummarizationTrainer(
-        model, settings, args=training_arguments(settings, folder), train_dataset=encode(splits["train"], model.family),
+        model, settings, args=training_arguments(settings, folder, model, rows), train_dataset=rows,
         eval_dataset=encode(splits["validation"], model.family),
     )  # fmt: skip
     trainer.train()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from conftest import tiny_experiment, tiny_network, tiny_rows
+from conftest import hold, tiny_experiment, tiny_network, tiny_rows
 from rouge_score import rouge_scorer
 
 from dialogue_summarization import runs, study, trainer_parts, training
@@ -18,7 +18,8 @@ from dialogue_summarization.experiments import METHODS
 from dialogue_summarization.generation import summarize
 
 FILES = {"config.json", "environment.json", "metrics.json", "predictions.csv", "likelihood.csv"}
-RUNS = {"zero-shot": set(), "full": {"training_log.csv", "model"}, "lora-balanced": {"training_log.csv", "adapter"}}
+TRAINED = {"training_log.csv", "tensorboard"}
+RUNS = {"zero-shot": set(), "full": TRAINED | {"model"}, "lora-balanced": TRAINED | {"adapter"}}
 
 
 def make(experiment, method, outputs, **more):
@@ -81,9 +82,20 @@ def test_a_record_has_what_the_design_says(made, method):
 def test_a_record_holds_no_path_and_no_text_of_the_data(made):
     told = {line for row in tiny_rows(40) for line in (row["dialogue"] + "\n" + row["summary"]).splitlines()}
     for path in [path for path in (made[0] / "outputs").rglob("*") if path.is_file() and path.suffix != ".safetensors"]:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", "replace")
         assert not [place for place in (made[0], Path.home(), Path.cwd()) if str(place) in text], path
         assert path.name == "predictions.csv" or not [line for line in told if line in text], path
+
+
+def test_tensorboard_reads_the_curves(made):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = made[1]["full"]
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    for tag, column in (("train/loss", "loss"), ("eval/loss", "eval_loss")):
+        wanted = run.log[run.log[column].notna()]
+        assert [event.step for event in events.Scalars(tag)] == wanted["step"].tolist()
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx(wanted[column].tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -174,7 +186,7 @@ def test_an_interrupted_run_ends_as_any_other(
     settings = {name: replace(known, averaged_epochs=averaged) for name, known in tiny.settings.items()}
     experiment = replace(tiny, model=str(shutil.copytree(tiny.model, tmp_path / "dropout")), settings=settings)
     tiny_network(family_name, dropout=0.1).save_pretrained(experiment.model)
-    monkeypatch.setattr(training.hardware, "micro_batch", lambda _: micro_batch)
+    hold(monkeypatch, micro_batch)
     wanted = make(experiment, method, tmp_path / "undisturbed")
     for step, said in ((3, ""), (4, "going on from checkpoint-2")):  # in the first epoch, then in the second
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

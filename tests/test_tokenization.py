@@ -118,6 +118,29 @@ def test_decoder_inputs_are_those_of_the_model(model, rows):
         assert batch["decoder_input_ids"][learned].tolist() == own[learned].tolist()
 
 
+def test_dialogues_together_are_those_one_by_one(with_limit, family_name):
+    """The prompt of each is rendered and tokenized by itself, as it is asked for; those that are cut are cut alike."""
+    family = with_limit(150)
+    dialogues = [dialogue for dialogue, _ in PAIRS] + [LONG, "  spaces \n", LONG[500:], "{dialogue} {{ x }} 🎈é"]
+    summaries = [f"Summary {number}. " * number for number in range(len(dialogues))]
+    rows = family.encode_all(dialogues, summaries)
+    assert [row["truncated"] for row in rows] == [False] * 3 + [True, False, True, False]
+    for dialogue, summary, row in zip(dialogues, summaries, rows, strict=True):
+        assert row == family.encode(dialogue, summary)
+        text, labels = BEFORE + dialogue + AFTER, family.tokenizer(text_target=summary)["input_ids"]
+        if family_name == "llama":
+            chat = [{"role": "system", "content": ""}, {"role": "user", "content": text}]
+            text = family.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            text = text.removeprefix("<|im_start|>system\n<|im_end|>\n")
+            labels = [*labels, family.tokenizer.eos_token_id]
+        assert row["labels"] == labels
+        if not row["truncated"]:
+            assert row["input_ids"] == family.tokenizer(text)["input_ids"]
+    without = [{name: value for name, value in row.items() if name not in ("labels", "length")} for row in rows]
+    assert [row | {"length": len(row["input_ids"])} for row in without] == family.encode_all(dialogues)
+    assert family.encode_all([]) == []
+
+
 @pytest.mark.parametrize("limit", [60, 61, 100, 333, 500])
 def test_a_dialogue_is_cut_at_its_end_and_the_words_around_it_stay(with_limit, around, limit):
     family = with_limit(limit)

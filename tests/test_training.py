@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from conftest import tiny_experiment, tiny_network, tiny_rows, write_jsonl
+from conftest import hold, tiny_experiment, tiny_network, tiny_rows, write_jsonl
 
 from dialogue_summarization import data, models, training
 from dialogue_summarization.experiments import METHODS, Generation, Settings
@@ -36,12 +36,13 @@ def trainer_of(experiment, settings, folder, method=METHODS["full"], seed=0, cal
     splits, model = data.load(experiment), models.load(experiment)
     transformers.set_seed(seed)
     model = replace(model, network=models.adapt(model.network, method))
-    args = training_arguments(settings, folder / "checkpoints", seed=seed)
+    rows = encode(splits["train"], model.family)
+    args = training_arguments(settings, folder / "checkpoints", model, rows, seed=seed)
     for name, value in arguments.items():
         setattr(args, name, value)
     return SummarizationTrainer(
         model, settings, GENERATION, splits["validation"], args=args, callbacks=callbacks,
-        train_dataset=encode(splits["train"], model.family), eval_dataset=encode(splits["validation"], model.family),
+        train_dataset=rows, eval_dataset=encode(splits["validation"], model.family),
     )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ class Gradients(transformers.TrainerCallback):
 def test_accumulated_gradients_are_those_of_the_models_own_loss(tiny, tmp_path, monkeypatch, micro_batch, method):
     rows = [row | {"summary": row["summary"] * (1 + number % 5)} for number, row in enumerate(tiny_rows(32))]
     experiment = with_data(tiny, tmp_path / "data", rows)
-    monkeypatch.setattr(training.hardware, "micro_batch", lambda batch_size: micro_batch)
+    hold(monkeypatch, micro_batch)
     settings = replace(TINY, epochs=1, batch_size=32, warmup=0, max_grad_norm=0)
     reference, gradients = trainer_of(experiment, settings, tmp_path, METHODS[method]), Gradients()
     trainer = trainer_of(experiment, settings, tmp_path, METHODS[method], callbacks=[gradients], **QUIET)

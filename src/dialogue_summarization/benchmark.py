@@ -19,7 +19,7 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainingArguments
 
-from . import data, experiments, hardware, models, runs
+from . import data, experiments, hardware, models, runs, small_cards
 from .experiments import Generation, Settings
 from .generation import summarize
 from .tokenization import EncoderDecoder
@@ -86,9 +86,9 @@ def build(entry: Entry) -> models.Model:
     return models.Model(network, base.tokenizer, base.family)
 
 
-def rows_for(model: models.Model, splits: datasets.DatasetDict) -> datasets.Dataset:
-    """The encoded training pairs, with token ids that the model's vocabulary has."""
-    rows = encode(splits["train"], model.family)
+def rows_for(model: models.Model, rows: datasets.Dataset) -> datasets.Dataset:
+    """The encoded pairs of a split, with token ids that the model's vocabulary has."""
+    rows = encode(rows, model.family)
     size = model.network.config.vocab_size
     if size >= len(model.tokenizer):
         return rows
@@ -99,10 +99,10 @@ def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, An
     """Samples a second in steady state, peak memory, the share of the card's arithmetic, and the losses."""
     torch.cuda.empty_cache()
     model = build(entry)
-    rows = rows_for(model, splits)
+    rows = rows_for(model, splits["train"])
     settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(settings, folder)
+        arguments = training_arguments(settings, folder, model, rows)
         trainer = SummarizationTrainer(model, settings, args=_short(arguments, entry), train_dataset=rows)
         trainer.fast = entry.fast and hardware.fast_steps()
         watch = _Stopwatch(entry.warm_up)
@@ -182,6 +182,20 @@ def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str
     return {"name": f"generate-beams{num_beams}", "dialogues": len(texts), "num_beams": num_beams, "seconds": seconds}
 
 
+def measure_small_card(name: str, splits: datasets.DatasetDict) -> dict[str, Any]:
+    """What `small_cards.measure` finds, for the name `fits-8` or `fits-8-packed`."""
+    gib, _, packed = name.removeprefix("fits-").partition("-")
+
+    def fresh(model: str, method: str) -> models.Model:
+        return build(Entry(name, model, method))
+
+    return {
+        "name": name,
+        "gib": float(gib),
+        "runs": small_cards.measure(float(gib), splits, fresh, rows_for, bool(packed)),
+    }
+
+
 def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
     """The committed training measurements, a row each."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -208,7 +222,8 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
 def main() -> None:
     """Measure what is named, and write it to `outputs/benchmarks`."""
     parser = argparse.ArgumentParser("benchmark", description=__doc__)
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {', '.join(ENTRIES)}, generate-beams1, ...")
+    names = f"{', '.join(ENTRIES)}, generate-beams1, fits-8 (GiB), fits-8-packed"
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {names}, ...")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM)
     parser.add_argument("--outputs", type=Path, default=runs.OUTPUTS / "benchmarks")
     options = parser.parse_args()
@@ -218,6 +233,8 @@ def main() -> None:
     for name in options.names:
         if name in ENTRIES:
             found = measure_training(ENTRIES[name], splits)
+        elif name.startswith("fits-"):
+            found = measure_small_card(name, splits)
         else:
             found = measure_generation(int(name.removeprefix("generate-beams")), splits)
         print(json.dumps({key: value for key, value in found.items() if key != "losses"}), flush=True)

@@ -189,7 +189,7 @@ def describe(splits: Mapping[str, datasets.Dataset], family: object | None = Non
             "summary words": sum(len(summary.split()) for summary in references) / len(references),
         }
         if family:
-            encoded = [family.encode(dialogue) for dialogue in rows["dialogue"]]
+            encoded = family.encode_all(rows["dialogue"])
             entry["prompt tokens"] = sum(len(row["input_ids"]) for row in encoded) / len(rows)
             entry["truncated"] = sum(row["truncated"] for row in encoded) / len(rows)
         table.append(entry)

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from . import decoding, fast, hardware
+from . import decoding, fast, fitting, hardware
 from .experiments import Generation
 from .models import Model, inference, packs
 
@@ -83,11 +83,14 @@ def summarize(
         dialogues: What it reads.
         generation: How it writes.
         progress: Whether to show a bar.
-        tokens: How many tokens a batch may hold, padding included; the machine decides where it is None.
+        tokens: How many tokens a batch may hold, padding included; the machine decides where it is None. Where memory
+            runs out, half as many dialogues are written for at once.
+
+    Raises:
+        NotEnoughMemory: One dialogue does not fit.
     """
     base = fast.base_of(model.network)
-    tokens = tokens or hardware.generation_tokens(base.config, generation.num_beams)
-    encoded = [model.family.encode(dialogue) for dialogue in dialogues]
+    encoded = model.family.encode_all(dialogues)
     order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
     summaries: list[str] = [""] * len(encoded)
     was_training = model.network.training
@@ -95,19 +98,32 @@ def summarize(
     # Set on the model, not handed over: generate would fill in what the checkpoint says beside it.
     own, base.generation_config = base.generation_config, generation_config(model, generation)
     bar = tqdm(total=len(order), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
+
+    def write(most: int) -> None:
+        """Write what is left, `most` tokens at once."""
+        while order:
+            chosen = order[: _count(most)]
+            batch = model.family.collate([encoded[number] for number in chosen])
+            inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
+            written = model.family.completion(_generate(model, inputs, generation), inputs["input_ids"].shape[1])
+            texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+            for number, text in zip(chosen, texts, strict=True):
+                summaries[number] = text.strip()
+            del order[: len(chosen)]
+            bar.update(len(chosen))
+
+    def longest() -> int:
+        return len(encoded[order[0]]["input_ids"]) + generation.max_new_tokens
+
+    def _count(most: int) -> int:
+        return min(len(order), max(1, most // longest()))
+
+    def smaller(most: int) -> int:
+        return longest() * fitting.fewer("writing summaries of")(_count(most))
+
     try:
         with inference(model.network):
-            while order:
-                longest = len(encoded[order[0]]["input_ids"]) + generation.max_new_tokens
-                count = max(1, tokens // longest)
-                chosen, order = order[:count], order[count:]
-                batch = model.family.collate([encoded[number] for number in chosen])
-                inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
-                written = model.family.completion(_generate(model, inputs, generation), inputs["input_ids"].shape[1])
-                texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
-                for number, text in zip(chosen, texts, strict=True):
-                    summaries[number] = text.strip()
-                bar.update(len(chosen))
+            fitting.with_less(write, tokens or fitting.generation_tokens(model.network, generation.num_beams), smaller)
     finally:
         bar.close()
         base.generation_config = own

@@ -15,7 +15,8 @@ import safetensors
 import torch
 import transformers
 
-GIB = 1 << 30
+from .memory import CONTEXT, GIB
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -88,29 +89,16 @@ def describe() -> dict[str, str | int]:
     }
 
 
-def micro_batch(batch_size: int) -> int:
-    """How many dialogues of an effective batch the device holds at once; the rest is accumulated.
+def memory() -> int:
+    """Bytes of the card, or of the machine where there is none.
 
-    A divisor of `batch_size`, so that the effective batch stays what the experiment says.
+    Where the process may take only a part of a card (`torch.cuda.set_per_process_memory_fraction`), those of a card of
+    which it could take as much.
     """
-    memory = describe()["memory_bytes"] / GIB
-    most = 64 if memory > 40 else 16 if memory > 14 else 8 if memory > 7 else 4
-    return max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size <= most)
-
-
-def generation_tokens(config: transformers.PretrainedConfig, num_beams: int = 1) -> int:
-    """How many tokens of dialogues, padding and new ones included, are in a batch that summaries are written for.
-
-    Up to a quarter of the memory for keys and values of every beam (fp32: the cache is copied as it grows), and no more
-    than pays: what pads a large batch is computed too. Of the whole memory, so that batches, and with them the rounding
-    of what is computed in bf16, are the same whenever they are made on a card.
-    """
-    config = config.get_text_config()
-    size = config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    bytes_a_token = 2 * config.num_hidden_layers * heads * size * 4
-    most = 256 * 1024 if device().type == "cuda" else 16 * 1024
-    return min(most, int(describe()["memory_bytes"] / 4 / bytes_a_token / num_beams))
+    if device().type != "cuda":
+        return psutil.virtual_memory().total
+    total, share = torch.cuda.get_device_properties(device()).total_memory, torch.cuda.get_per_process_memory_fraction()
+    return total if share == 1 else int(share * total) + CONTEXT
 
 
 def free_memory() -> int:

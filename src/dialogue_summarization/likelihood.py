@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from . import corruptions, hardware
+from . import corruptions, fitting
 from .models import Model, inference, packs
 from .report import label
 from .runs import Run
@@ -56,24 +56,30 @@ def log_likelihoods(
         summaries: Each with the place of its dialogue.
         batch_size: How many dialogues are read at once; the machine decides where it is None.
     """
-    batch_size = batch_size or max(1, hardware.micro_batch(64) // 4)
-    rows = [model.family.encode(dialogues[place], text) for place, text in summaries]
+    rows = model.family.encode_all([dialogues[place] for place, _ in summaries], [text for _, text in summaries])
+    batch_size = batch_size or max(
+        1, fitting.fits(64, model.network, datasets.Dataset.from_list(rows)).evaluation_batch // 4
+    )
     of: dict[int, list[int]] = {}
     for number, (place, _) in enumerate(summaries):
         of.setdefault(place, []).append(number)
     places = sorted(of, key=lambda place: len(rows[of[place][0]]["input_ids"]))
     found = np.zeros(len(rows))
-    was_training = model.network.training
-    model.network.eval()
-    with inference(model.network):
-        for start in range(0, len(places), batch_size):
-            several = [of[place] for place in places[start : start + batch_size]]
+
+    def score(at_once: int) -> None:
+        for start in range(0, len(places), at_once):
+            several = [of[place] for place in places[start : start + at_once]]
             logits, labels = _score(model, [[rows[number] for number in numbers] for numbers in several])
             losses = cross_entropy(
                 logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
             )
             means = -losses.view(labels.shape).sum(1) / (labels != IGNORED).sum(1)
             found[[number for numbers in several for number in numbers]] = means.double().cpu().numpy()
+
+    was_training = model.network.training
+    model.network.eval()
+    with inference(model.network):
+        fitting.with_less(score, batch_size, fitting.fewer("computing likelihoods for"))
     model.network.train(was_training)
     return found
 

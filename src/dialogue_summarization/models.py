@@ -139,8 +139,16 @@ def packs(network: PreTrainedModel | peft.PeftModel) -> bool:
     Virtual tokens would have to stand before every dialogue of a packed row, where PEFT puts them before the row, and
     they lengthen the cache; the layers of bitsandbytes are not compiled.
     """
+    return not has_virtual_tokens(network) and not getattr(network, "is_quantized", False)
+
+
+def has_virtual_tokens(network: PreTrainedModel | peft.PeftModel) -> bool:
+    """Whether an adapter puts tokens, or keys and values, before the dialogue; activations are then not checkpointed.
+
+    Transformers leaves out what stands in a cache where they are, so that a prefix would be lost.
+    """
     config = getattr(network, "active_peft_config", None)
-    return not (config and config.is_prompt_learning) and not getattr(network, "is_quantized", False)
+    return bool(config and config.is_prompt_learning)
 
 
 @contextlib.contextmanager

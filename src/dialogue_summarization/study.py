@@ -18,7 +18,7 @@ from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
 from .rouge import score_all
-from .training import SummarizationTrainer, encode, training_arguments
+from .training import TENSORBOARD, SummarizationTrainer, encode, training_arguments
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Job:
             metrics["train_joules"] = trainer.joules
         metrics |= models.count_parameters(trainer.model)
         runs.write_json(self.partial / "training.json", metrics)
+        if (events := self.checkpoints / TENSORBOARD).exists():
+            shutil.copytree(events, self.partial / TENSORBOARD, dirs_exist_ok=True)
         models.save(trainer.parts, self.weights, self.experiment.model)
 
 
@@ -136,14 +138,15 @@ def train(job: Job) -> None:
     validation = data.unseen(job.splits["validation"], job.splits["train"])
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
+    rows = encode(job.splits["train"], model.family)
     trainer = SummarizationTrainer(
         model,
         job.settings,
         job.experiment.generation,
         validation,
         job.method,
-        args=training_arguments(job.settings, job.checkpoints, seed=job.config.seed),
-        train_dataset=encode(job.splits["train"], model.family),
+        args=training_arguments(job.settings, job.checkpoints, model, rows, seed=job.config.seed),
+        train_dataset=rows,
         eval_dataset=encode(validation, model.family),
     )
     trainer.train(resume_from_checkpoint=job.checkpoint)

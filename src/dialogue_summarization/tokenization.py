@@ -5,8 +5,9 @@ decoder-only model (SmolLM2, Llama) continues the prompt: prompt and summary are
 summary alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from . import fast
 from .prompts import PROMPT, prompt
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+_HERE = "\ue000"  # stands for a dialogue: no template trims it, no dialogue has it
 
 
 class Family(Protocol):
@@ -34,6 +36,9 @@ class Family(Protocol):
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """A dialogue, and the summary to learn, as `input_ids`, `labels` (with a summary), `length`, `truncated`."""
+
+    def encode_all(self, dialogues: Sequence[str], summaries: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """What `encode` gives for each dialogue and its summary, tokenized together, which is several times as fast."""
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of encoded dialogues, padded to its longest, as the arguments of the model's forward pass."""
@@ -69,11 +74,16 @@ class EncoderDecoder:
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """See `Family`. The tokenizer closes both prompt and summary with its end token."""
-        row = _encode_prompt(self.tokenizer, dialogue, self._render, self.max_prompt_tokens)
-        if summary is not None:
-            row["labels"] = self.tokenizer(text_target=summary, verbose=False)["input_ids"]
-        row["length"] = len(row["input_ids"])
-        return row
+        return self.encode_all([dialogue], None if summary is None else [summary])[0]
+
+    def encode_all(self, dialogues: Sequence[str], summaries: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """See `Family`."""
+        rows = _encode_prompts(self.tokenizer, dialogues, self._around, self.max_prompt_tokens)
+        if summaries:
+            targets = self.tokenizer(text_target=list(summaries), return_attention_mask=False, verbose=False)
+            for row, labels in zip(rows, targets["input_ids"], strict=True):
+                row["labels"] = labels
+        return rows
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """See `Family`. Padded on the right; `decoder_input_ids` are the labels one step later.
@@ -122,8 +132,9 @@ class EncoderDecoder:
             use_cache=False,
         ).logits
 
-    def _render(self, dialogue: str) -> str:
-        return prompt(dialogue, self.prompt)
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        return _split(prompt(_HERE, self.prompt))
 
 
 @dataclass(frozen=True)
@@ -141,13 +152,17 @@ class DecoderOnly:
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """See `Family`. `input_ids` is the prompt alone, `labels` the summary closed with the end token."""
-        row = _encode_prompt(self.tokenizer, dialogue, self._render, self.max_prompt_tokens)
-        if summary is not None:
-            text = summary if self.tokenizer.chat_template else f" {summary}"
-            tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            row["labels"] = [*tokens, self.tokenizer.eos_token_id]
-        row["length"] = len(row["input_ids"]) + len(row.get("labels", ()))
-        return row
+        return self.encode_all([dialogue], None if summary is None else [summary])[0]
+
+    def encode_all(self, dialogues: Sequence[str], summaries: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """See `Family`."""
+        rows = _encode_prompts(self.tokenizer, dialogues, self._around, self.max_prompt_tokens)
+        if summaries:
+            texts = [summary if self.tokenizer.chat_template else f" {summary}" for summary in summaries]
+            for row, labels in zip(rows, _tokens(self.tokenizer, texts, special=False), strict=True):
+                row["labels"] = [*labels, self.tokenizer.eos_token_id]
+                row["length"] += len(row["labels"])
+        return rows
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """See `Family`. Padded on the left, so that all summaries end at the last position.
@@ -215,19 +230,21 @@ class DecoderOnly:
         )
         return torch.cat([read.logits[owners], following.logits], dim=1)
 
-    def _render(self, dialogue: str) -> str:
-        """The prompt as a chat turn, without the system prompt that some templates add (SmolLM2: 30 tokens).
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What stands before and behind a dialogue: the prompt as a chat turn, without a default system prompt.
 
-        Rendered behind a system message of our own, which is then cut off: templates add theirs where there is none.
+        Some templates add one where there is none (SmolLM2: 30 tokens), so the turn is rendered behind a system message
+        of our own, which is then cut off.
         """
         if not self.tokenizer.chat_template:
-            return prompt(dialogue, self.prompt).rstrip()  # the summary begins with the space
+            before, after = _split(prompt(_HERE, self.prompt))
+            return before, after.rstrip()  # the summary begins with the space
         system = [{"role": "system", "content": "-"}]
-        user = [{"role": "user", "content": prompt(dialogue, self.prompt)}]
+        user = [{"role": "user", "content": prompt(_HERE, self.prompt)}]
         head = self.tokenizer.apply_chat_template(system, tokenize=False)
-        return self.tokenizer.apply_chat_template(
-            system + user, tokenize=False, add_generation_prompt=True
-        ).removeprefix(head)
+        whole = self.tokenizer.apply_chat_template(system + user, tokenize=False, add_generation_prompt=True)
+        return _split(whole.removeprefix(head))
 
 
 def family_of(
@@ -260,19 +277,45 @@ def _widen(ids: torch.Tensor, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(ids, (0, _multiple(ids.shape[1], 64) - ids.shape[1]), value=value)
 
 
-def _encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, dialogue: str, render: Callable[[str], str], limit: int
-) -> dict[str, Any]:
-    """The prompt's tokens; a dialogue that is too long loses its end, the words around it stay."""
-    tokens = tokenizer(render(dialogue), verbose=False)["input_ids"]
-    if len(tokens) <= limit:
-        return {"input_ids": tokens, "truncated": False}
+def _split(rendered: str) -> tuple[str, str]:
+    before, _, after = rendered.partition(_HERE)
+    return before, after
+
+
+def _encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[str], around: tuple[str, str], limit: int
+) -> list[dict[str, Any]]:
+    """Rows without labels; a dialogue that is too long loses its end, the words around it stay."""
+    before, after = around
+    encoded = _tokens(tokenizer, [before + dialogue + after for dialogue in dialogues])
+    rows = []
+    for dialogue, tokens in zip(dialogues, encoded, strict=True):
+        truncated = len(tokens) > limit
+        if truncated:
+            tokens = _cut(tokenizer, dialogue, around, len(tokens), limit)
+        rows.append({"input_ids": tokens, "truncated": truncated, "length": len(tokens)})
+    return rows
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> list[list[int]]:
+    """The token ids that the tokenizer gives; by its backend, which need not find each token's place in the text."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, dialogue: str, around: tuple[str, str], length: int, limit: int
+) -> list[int]:
+    """The prompt of a dialogue cut at its end, in at most `limit` tokens; whole, it has `length`."""
+    before, after = around
     encoded = tokenizer(dialogue, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ends = [end for _, end in encoded["offset_mapping"]]
-    keep = len(ends) - (len(tokens) - limit)
+    keep = len(ends) - (length - limit)
     while keep > 0:
-        tokens = tokenizer(render(dialogue[: ends[keep - 1]]), verbose=False)["input_ids"]
+        tokens = tokenizer(before + dialogue[: ends[keep - 1]] + after, verbose=False)["input_ids"]
         if len(tokens) <= limit:
-            return {"input_ids": tokens, "truncated": True}
+            return tokens
         keep -= len(tokens) - limit
     raise ValueError(f"max_prompt_tokens = {limit} leaves no room for the dialogue: the words around it fill it.")

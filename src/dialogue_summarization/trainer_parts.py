@@ -1,4 +1,4 @@
-"""What Trainer is given beside a model: the order of dialogues, a bar of plain text, checkpoints, means."""
+"""What Trainer is given beside a model: the order of dialogues, a plain bar, event files, checkpoints, means."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
@@ -34,6 +35,8 @@ class Progress(TrainerCallback):
     bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:  # of an attempt that failed
+            self.bar.close()
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="training", file=sys.stdout, mininterval=1
         )
@@ -52,8 +55,27 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+class EventFiles(TensorBoardCallback):
+    """TensorBoard's event files of all that is logged.
+
+    Transformers' own begin with all arguments, and so with paths of this machine, and lie in a folder with its name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.logging_dir = str(folder)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Nothing: the files are begun with the first figures."""
+
+
 class TimedCheckpoint(TrainerCallback):
-    """A checkpoint where the last one lies `SECONDS_BETWEEN_CHECKPOINTS` back, beside those at each epoch's end."""
+    """A checkpoint where the last one lies `SECONDS_BETWEEN_CHECKPOINTS` back, beside those at each epoch's end.
+
+    `saved` says whether there is one of this training.
+    """
+
+    saved = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
@@ -63,7 +85,7 @@ class TimedCheckpoint(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.last = time.monotonic()
+        self.last, self.saved = time.monotonic(), True
 
 
 class EpochMean(TrainerCallback):

@@ -16,21 +16,29 @@ from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainingArguments,
 )
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
-from . import fast, hardware
+from . import fast, fitting, hardware
 from .energy import Energy
 from .experiments import Generation, Method, Settings
 from .generation import summarize
-from .models import Model, packs
+from .halving import HalvingTrainer
+from .models import Model, has_virtual_tokens, packs
 from .rouge import score_all
 from .tokenization import IGNORED, Family
-from .trainer_parts import EpochMean, GroupedByLength, Progress, TimedCheckpoint
+from .trainer_parts import EpochMean, EventFiles, GroupedByLength, Progress
 
+# What TrainingArguments calls gradient checkpointing: its name changed between transformers 5.17 and 5.23.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+TENSORBOARD = "tensorboard"  # the folder of event files beside the checkpoints
 PAIRS_WORTH_COMPILING = 20_000  # compiling takes half a minute for SmolLM2, two for T5 (H100)
 
 
@@ -40,24 +48,44 @@ class TrainingDiverged(ArithmeticError):
 
 def encode(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
     """A split as Trainer takes it, a row a pair of dialogue and reference: `input_ids`, `labels`, `length`."""
-    pairs = [family.encode(row["dialogue"], summary) for row in rows for summary in row["summaries"]]
-    return datasets.Dataset.from_list(pairs)
+    several = list(rows["summaries"])
+    dialogues = [dialogue for dialogue, texts in zip(rows["dialogue"], several, strict=True) for _ in texts]
+    summaries = [summary for texts in several for summary in texts]
+    return datasets.Dataset.from_list(family.encode_all(dialogues, summaries))
 
 
-def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0) -> TrainingArguments:
+def are_fast(settings: Settings, model: Model, pairs: int) -> bool:
+    """Whether steps are worth compiling on this machine, in a run over so many pairs."""
+    return hardware.fast_steps() and packs(model.network) and pairs * settings.epochs >= PAIRS_WORTH_COMPILING
+
+
+def training_arguments(
+    settings: Settings, folder: str | Path, model: Model, rows: datasets.Dataset, *, seed: int = 0
+) -> TrainingArguments:
     """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
 
-    What the machine decides (precision, how many dialogues the device holds at once) leaves the effective batch.
+    What the machine decides (precision, how many dialogues the device holds at once, whether it computes activations
+    twice to hold them) leaves the effective batch.
+
+    Args:
+        settings: The method's settings.
+        folder: Where checkpoints go.
+        model: The model to train, its adapter included.
+        rows: The encoded training pairs.
+        seed: Of dropout and the order of pairs.
     """
-    micro_batch = hardware.micro_batch(settings.batch_size)
     best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
+    packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows))
+    checkpoints = not has_virtual_tokens(model.network)
+    plan = fitting.fits(settings.batch_size, model.network, rows, packed, checkpoints)
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=settings.batch_size // micro_batch,
-        per_device_eval_batch_size=micro_batch,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        per_device_eval_batch_size=plan.evaluation_batch,
+        **{CHECKPOINTING: plan.checkpointing},
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup,  # below 1: a share of all steps
         weight_decay=settings.weight_decay,
@@ -79,7 +107,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         dataloader_pin_memory=torch.cuda.is_available(),
         accelerator_config={"non_blocking": torch.cuda.is_available()},  # batches are copied while the card computes
         disable_tqdm=True,  # our own bar, plain text
-        report_to="none",
+        report_to="none",  # TensorBoard's files are SummarizationTrainer's
         seed=seed,
         data_seed=seed,
     )
@@ -87,7 +115,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
     return arguments
 
 
-class SummarizationTrainer(Trainer):
+class SummarizationTrainer(HalvingTrainer):
     """Trainer with what it lacks for summaries.
 
     - A loss over summary tokens that is exact under gradient accumulation for both families: T5's own ignores
@@ -97,6 +125,7 @@ class SummarizationTrainer(Trainer):
     - The mean of the last epochs' weights at the end, where `averaged_epochs` asks for it.
     - A stop with the step's number when the loss is not finite, seconds of pure training in the log, a plain progress
       bar, and a checkpoint every ten minutes, so that a kill in a long epoch loses little.
+    - Where memory runs out it goes on: see `HalvingTrainer`.
 
     Args:
         model: The model to train, its adapter included.
@@ -122,7 +151,8 @@ class SummarizationTrainer(Trainer):
         # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.method = method
-        self.fast = self._is_fast() and packs(model.network)
+        pairs = len(self.train_dataset) if self.train_dataset is not None else 0
+        self.fast = are_fast(settings, model, pairs) and not getattr(self.args, CHECKPOINTING)
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
@@ -133,17 +163,13 @@ class SummarizationTrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
         self.add_callback(Progress())
-        self.add_callback(TimedCheckpoint())
+        if is_tensorboard_available():
+            self.add_callback(EventFiles(Path(self.args.output_dir) / TENSORBOARD))
         self._mean = EpochMean(settings.averaged_epochs, self.args.output_dir) if settings.averaged_epochs else None
         if self._mean:
             self.add_callback(self._mean)
         if settings.patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
-
-    def _is_fast(self) -> bool:
-        """Whether steps are worth compiling: a run long enough, and no accumulation, which graphs do not serve."""
-        pairs = len(self.train_dataset) * self.args.num_train_epochs if self.train_dataset is not None else 0
-        return hardware.fast_steps() and pairs >= PAIRS_WORTH_COMPILING and self.args.gradient_accumulation_steps == 1
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's; for LoRA+ PEFT's, in which B learns faster than A."""
@@ -225,14 +251,21 @@ class SummarizationTrainer(Trainer):
         return time.perf_counter() - self._clock - self._not_training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes and `joules`, None where they are not known."""
+        """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes and `joules`, None where they are not known.
+
+        They are those of the last attempt, where memory ran out.
+        """
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
-        self._clock = None
+        return super().train(*args, **kwargs)
+
+    def attempt(self, checkpoint: str | bool | None, **kwargs: Any) -> Any:
+        """See `HalvingTrainer`."""
+        self._clock = self._graphs = None
         with hardware.PeakMemory() as peak, Energy() as energy:
-            output = super().train(*args, **kwargs)
+            output = super().attempt(checkpoint, **kwargs)
         self.peak_memory = peak.bytes
-        self.joules = None if kwargs.get("resume_from_checkpoint") else energy.joules  # not of earlier sittings
+        self.joules = None if checkpoint else energy.joules  # not of earlier sittings
         if self._mean:
             self._mean.load_into(self.model)
             self.evaluate()
@@ -251,7 +284,8 @@ class SummarizationTrainer(Trainer):
         if self._clock is None:
             self.training_seconds()
         step = super().training_step
-        if not (self.fast and self.parts.family.fixed_attention):  # graphs of T5's steps are not measured yet
+        # Graphs of T5's steps are not measured yet; one that is captured begins with no gradients.
+        if not self.fast or not self.parts.family.fixed_attention or self.args.gradient_accumulation_steps > 1:
             return step(model, inputs, num_items_in_batch)
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
