@@ -92,6 +92,15 @@ def micro_batch(batch_size: int) -> int:
     return max(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size <= most)
 
 
+def holds_training(network: torch.nn.Module) -> bool:
+    """Whether the device holds what training takes beside activations, in four fifths of its memory.
+
+    In fp32, 4 bytes a weight, and for each that is trained 4 for its gradient and 8 for AdamW's two moments.
+    """
+    needed = sum(weight.numel() * (16 if weight.requires_grad else 4) for weight in network.parameters())
+    return needed <= 0.8 * describe()["memory_bytes"]
+
+
 def generation_tokens(config: transformers.PretrainedConfig, num_beams: int = 1) -> int:
     """How many tokens of dialogues, padding and new ones included, are in a batch that summaries are written for.
 

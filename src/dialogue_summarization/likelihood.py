@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 
-from . import corruptions, hardware
+from . import corruptions, hardware, processes
 from .models import Model, count_parameters
 from .report import label
 from .runs import Run
@@ -82,8 +82,11 @@ def run_test(model: Model, test: datasets.Dataset) -> pd.DataFrame:
     compared = pairs(test)
     dialogues = list(test["dialogue"])
     texts = dict.fromkeys((place, text) for place, _, *both in compared for text in both)  # each once
-    scored = log_likelihoods(model, [dialogues[place] for place, _ in texts], [text for _, text in texts])
-    value = dict(zip(texts, scored.round(4), strict=True))
+    scored = processes.shared(
+        lambda some: log_likelihoods(model, [dialogues[place] for place, _ in some], [text for _, text in some]),
+        list(texts),
+    )
+    value = dict(zip(texts, np.round(scored, 4), strict=True))
     names = list(test["id"])
     return pd.DataFrame(
         [(names[place], kind, value[place, right], value[place, wrong]) for place, kind, right, wrong in compared],

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
@@ -22,14 +23,14 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
-from . import fast, hardware
+from . import fast, hardware, processes
 from .energy import Energy
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .models import Model, packs
-from .rouge import score_all
+from .rouge import means
 from .tokenization import IGNORED, Family
-from .trainer_parts import GroupedByLength, Progress, TimedCheckpoint
+from .trainer_parts import DealtOut, GroupedByLength, Progress, TimedCheckpoint, filled
 
 PAIRS_WORTH_COMPILING = 20_000  # compiling takes half a minute for SmolLM2, two for T5 (H100)
 
@@ -44,18 +45,22 @@ def encode(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
     return datasets.Dataset.from_list(pairs)
 
 
-def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0) -> TrainingArguments:
+def training_arguments(
+    settings: Settings, folder: str | Path, *, seed: int = 0, sharded: bool = False
+) -> TrainingArguments:
     """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
 
-    What the machine decides (precision, how many dialogues the device holds at once) leaves the effective batch.
+    What the machine decides (precision, how many dialogues a device holds at once, how many there are) leaves the
+    effective batch. `sharded`: weights, gradients and optimizer are divided among the processes (FSDP).
     """
-    micro_batch = hardware.micro_batch(settings.batch_size)
+    own = processes.share(settings.batch_size, processes.count())
+    micro_batch = hardware.micro_batch(own)
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=settings.batch_size // micro_batch,
+        gradient_accumulation_steps=own // micro_batch,
         per_device_eval_batch_size=micro_batch,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup,  # below 1: a share of all steps
@@ -80,6 +85,10 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0)
         report_to="none",
         seed=seed,
         data_seed=seed,
+        use_cpu=processes.count() > 1 and not torch.cuda.is_available(),  # accelerate would not look for others
+        ddp_find_unused_parameters=False,
+        fsdp=sharded or None,
+        fsdp_config={"version": 2} if sharded else None,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments
@@ -113,6 +122,12 @@ class SummarizationTrainer(Trainer):
         method: Method | None = None,
         **arguments: Any,
     ) -> None:
+        self.pairs = len(arguments.get("train_dataset") or ())
+        if processes.count() > 1:
+            for name, size in (("train_dataset", "train_batch_size"), ("eval_dataset", "eval_batch_size")):
+                if arguments.get(name):
+                    multiple = processes.count() * getattr(arguments["args"], size)
+                    arguments[name] = filled(arguments[name], multiple)
         super().__init__(
             model=model.network, data_collator=model.family.collate, compute_loss_func=self._token_loss, **arguments
         )
@@ -137,7 +152,8 @@ class SummarizationTrainer(Trainer):
     def _is_fast(self) -> bool:
         """Whether steps are worth compiling: a run long enough, and no accumulation, which graphs do not serve."""
         pairs = len(self.train_dataset) * self.args.num_train_epochs if self.train_dataset is not None else 0
-        return hardware.fast_steps() and pairs >= PAIRS_WORTH_COMPILING and self.args.gradient_accumulation_steps == 1
+        possible = hardware.fast_steps() and not self.is_fsdp_enabled and self.args.gradient_accumulation_steps == 1
+        return possible and pairs >= PAIRS_WORTH_COMPILING
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's; for LoRA+ PEFT's, in which B learns faster than A."""
@@ -154,11 +170,17 @@ class SummarizationTrainer(Trainer):
 
         Packed batches need no grouping by length.
         """
-        if self.fast and self.parts.family.fixed_attention:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        lengths, packed = list(rows["length"]), self.fast and self.parts.family.fixed_attention
+        if packed and processes.count() == 1:
             self.args.train_sampling_strategy = "random"
             return super()._get_train_sampler(train_dataset)
-        rows = train_dataset if train_dataset is not None else self.train_dataset
-        return GroupedByLength(self.args.seed, self.args.train_batch_size * self.args.gradient_accumulation_steps, rows)
+        if packed:  # what accelerate makes of Trainer's with one process
+            sampler = SeedableRandomSampler(lengths[: self.pairs], data_seed=self.args.data_seed)
+        else:
+            step = self.args.train_batch_size * self.args.gradient_accumulation_steps * processes.count()
+            sampler = GroupedByLength(self.args.seed, step, lengths[: self.pairs])
+        return DealtOut(sampler, lengths, self.args.train_batch_size) if processes.count() > 1 else sampler
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
@@ -181,7 +203,8 @@ class SummarizationTrainer(Trainer):
             logits, labels[:, shift:].flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
         )
         if not self.model.training:
-            return total / (len(labels) * self._eval_tokens_a_dialogue)
+            scaled = processes.count() if num_items_in_batch is not None else 1  # by Trainer, against DDP's mean
+            return total / (len(labels) * self._eval_tokens_a_dialogue * scaled)
         return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
@@ -190,9 +213,11 @@ class SummarizationTrainer(Trainer):
         with fast.eager(self.model):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             if self.settings.select_by != "loss":
-                texts = summarize(self.parts, self.validation["dialogue"], self.generation, progress=False)
-                scores = score_all(texts, self.validation["summaries"]).mean()
-                output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()})
+                write = partial(summarize, self.parts, generation=self.generation, progress=False)
+                dialogues = list(self.validation["dialogue"])
+                texts = write(dialogues) if self.is_fsdp_enabled else processes.shared(write, dialogues)
+                scores = means(texts, self.validation["summaries"])
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         self._not_training += time.perf_counter() - start
         return output
 
@@ -222,11 +247,14 @@ class SummarizationTrainer(Trainer):
         """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes and `joules`, None where they are not known."""
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
+            if processes.count() > 1:  # DDP's hooks are no part of a graph: `training_step` averages gradients itself
+                self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self._clock = None
         with hardware.PeakMemory() as peak, Energy() as energy:
             output = super().train(*args, **kwargs)
-        self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
-        self.joules = None if kwargs.get("resume_from_checkpoint") else energy.joules  # not of earlier sittings
+        self.train_seconds, self.peak_memory = self.training_seconds(), processes.combined(max, peak.bytes)
+        joules = None if kwargs.get("resume_from_checkpoint") else energy.joules  # not of earlier sittings
+        self.joules = processes.combined(sum, joules)
         return output
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -237,12 +265,22 @@ class SummarizationTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Trainer's; the first starts the clock. From a CUDA graph where steps are compiled."""
+        """Trainer's; the first starts the clock. From a CUDA graph where steps are compiled.
+
+        Such a step leaves each process with its own gradients, which are then averaged as DDP would.
+        """
         if self._clock is None:
             self.training_seconds()
-        step = super().training_step
-        if not (self.fast and self.parts.family.fixed_attention):  # graphs of T5's steps are not measured yet
-            return step(model, inputs, num_items_in_batch)
-        if self._graphs is None:
-            self._graphs = fast.StepGraphs(partial(step, model), model)
-        return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
+        step = partial(super().training_step, model)
+        if self.fast and self.parts.family.fixed_attention:  # graphs of T5's steps are not measured yet
+            if self._graphs is None:
+                self._graphs = fast.StepGraphs(step, model)
+            step, inputs = self._graphs, self._prepare_inputs(inputs)
+        loss = step(inputs, num_items_in_batch)
+        if self.fast and processes.count() > 1:
+            fast.average_gradients(model)
+        return loss
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights, put together from those of all processes, on the first; None where each has them all."""
+        return self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
