@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        if processes.ERROR_FILE not in os.environ:
+            print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
         return 130
     except Exception as error:
         if processes.ERROR_FILE in os.environ:  # one of several processes: their launcher tells

@@ -13,9 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .experiments import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -134,19 +137,18 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise ConfigurationError(f"--gpus {processes}: there are {torch.cuda.device_count()} here.")
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would tell of a failure at length
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="study", max_restarts=0,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0",
     )  # fmt: skip
+    logging.disable()  # the launcher would tell of a failure at length
     handlers = [signal.getsignal(number) for number in SIGNALS]  # the launcher sets its own, and leaves them
     try:
         elastic_launch(config, sys.executable)("-m", "dialogue_summarization", *arguments)
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        # One that a signal ended before those who miss it.
-        number, failure = min(error.failures.items(), key=lambda entry: (entry[1].exitcode >= 0, entry[1].timestamp))
+        number, failure = min(error.failures.items(), key=lambda entry: _comes_after_others(entry[1]))
         if failure.exitcode < 0:
             raise ProcessFailed(
                 f"Process {number + 1} of {processes} was ended by {failure.signal_name()}. What was finished is kept; "
@@ -155,8 +157,14 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         said = failure.message if isinstance(failure.message, str) else failure.message["message"]
         raise ProcessFailed(said) from None
     finally:
+        logging.disable(logging.NOTSET)
         for number, handler in zip(SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
+
+
+def _comes_after_others(failure: "ProcessFailure") -> tuple[bool, bool, int]:
+    """Orders failures by cause and effect: killed, failed (for want of the others, perhaps), ended by the launcher."""
+    return failure.exitcode == -signal.SIGTERM, failure.exitcode >= 0, failure.timestamp
 
 
 def report(error: str) -> None:
