@@ -170,7 +170,7 @@ def _launch(options: argparse.Namespace, chosen: Experiment, names: Sequence[str
         if settings := chosen.settings_for(method(name)):
             processes.share(settings.batch_size, options.gpus)
     models.resolve(chosen.model)  # fetched, or converted, once
-    processes.launch(options.gpus, options.arguments)
+    processes.launch(options.gpus, ["-m", "dialogue_summarization", *options.arguments])
     options.force = False
 
 

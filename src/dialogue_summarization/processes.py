@@ -122,7 +122,7 @@ def shared(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[I
 
 
 def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Run `python -m dialogue_summarization` with these arguments in several processes, by torchrun's own launcher.
+    """Run Python with these arguments in several processes, by torchrun's own launcher.
 
     Raises:
         ConfigurationError: There are not so many GPUs.
@@ -144,7 +144,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     logging.disable()  # the launcher would tell of a failure at length
     handlers = [signal.getsignal(number) for number in SIGNALS]  # the launcher sets its own, and leaves them
     try:
-        elastic_launch(config, sys.executable)("-m", "dialogue_summarization", *arguments)
+        elastic_launch(config, sys.executable)(*arguments)
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:

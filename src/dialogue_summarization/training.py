@@ -3,6 +3,7 @@
 import math
 import os
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from .models import Model, packs
 from .rouge import means
 from .tokenization import IGNORED, Family
 from .trainer_parts import DealtOut, GroupedByLength, Progress, TimedCheckpoint, filled
+
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing changes it in place
 
 PAIRS_WORTH_COMPILING = 20_000  # compiling takes half a minute for SmolLM2, two for T5 (H100)
 
@@ -86,9 +89,8 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         use_cpu=processes.count() > 1 and not torch.cuda.is_available(),  # accelerate would not look for others
-        ddp_find_unused_parameters=False,
         fsdp=sharded or None,
-        fsdp_config={"version": 2} if sharded else None,
+        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if sharded else None,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments
@@ -124,6 +126,9 @@ class SummarizationTrainer(Trainer):
     ) -> None:
         self.pairs = len(arguments.get("train_dataset") or ())
         if processes.count() > 1:
+            # PEGASUS' positions are fixed and not frozen: DDP would wait for their gradients.
+            kind = fast.base_of(model.network).config.model_type
+            arguments["args"].ddp_find_unused_parameters = kind == "pegasus"
             for name, size in (("train_dataset", "train_batch_size"), ("eval_dataset", "eval_batch_size")):
                 if arguments.get(name):
                     multiple = processes.count() * getattr(arguments["args"], size)
@@ -131,6 +136,8 @@ class SummarizationTrainer(Trainer):
         super().__init__(
             model=model.network, data_collator=model.family.collate, compute_loss_func=self._token_loss, **arguments
         )
+        if self.is_fsdp_enabled:  # tied embeddings as one module: accelerate shards the first of several alone
+            model.network.set_input_embeddings(model.network.get_input_embeddings())
         # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.method = method
@@ -249,6 +256,8 @@ class SummarizationTrainer(Trainer):
             fast.prepare(self.model, self.parts.family.fixed_attention)
             if processes.count() > 1:  # DDP's hooks are no part of a graph: `training_step` averages gradients itself
                 self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+                for weight in self.model.parameters():
+                    torch.distributed.broadcast(weight.detach(), 0)  # as DDP does
         self._clock = None
         with hardware.PeakMemory() as peak, Energy() as energy:
             output = super().train(*args, **kwargs)
@@ -283,4 +292,7 @@ class SummarizationTrainer(Trainer):
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
         """The weights, put together from those of all processes, on the first; None where each has them all."""
-        return self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        if not self.is_fsdp_enabled:
+            return None
+        every = self.accelerator.get_state_dict(self.model)
+        return {name: weight for name, weight in every.items() if name not in self.model.all_tied_weights_keys}
