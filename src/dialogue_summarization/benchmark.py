@@ -24,8 +24,9 @@ from transformers import TrainerCallback, TrainingArguments
 from . import data, experiments, hardware, models, processes, runs
 from .experiments import Generation, Settings
 from .generation import summarize
+from .parallel import trainer_class
 from .tokenization import EncoderDecoder
-from .training import SummarizationTrainer, encode, training_arguments
+from .training import encode, training_arguments
 
 T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large}/blob/main/config.json
     "t5-small": (512, 1024, 8, 6),
@@ -106,7 +107,7 @@ def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, An
     settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(settings, folder)
-        trainer = SummarizationTrainer(model, settings, args=_short(arguments, entry), train_dataset=rows)
+        trainer = trainer_class()(model, settings, args=_short(arguments, entry), train_dataset=rows)
         trainer.fast = entry.fast and hardware.fast_steps()
         watch = _Stopwatch(entry.warm_up)
         trainer.add_callback(watch)

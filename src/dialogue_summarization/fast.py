@@ -119,19 +119,6 @@ def eager(network: torch.nn.Module) -> Iterator[None]:
             block._compiled_call_impl = implementation
 
 
-def average_gradients(network: torch.nn.Module) -> None:
-    """The mean of the processes' gradients in place of each one's own: all in one exchange, after the backward pass.
-
-    DDP exchanges them by hooks during the backward pass, which a graph of it does not hold.
-    """
-    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
-    every = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(every)
-    every /= torch.distributed.get_world_size()
-    parts = every.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
-
-
 def held(inputs: dict[str, Any]) -> dict[str, Any]:
     """A copy of a pass's inputs, for a graph to read at every replay."""
     return {name: value.clone() if torch.is_tensor(value) else value for name, value in inputs.items()}

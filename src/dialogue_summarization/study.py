@@ -18,6 +18,7 @@ from . import data, hardware, likelihood, models, processes, runs
 from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
+from .parallel import trainer_class
 from .rouge import means
 from .training import SummarizationTrainer, encode, training_arguments
 
@@ -146,7 +147,7 @@ def train(job: Job) -> None:
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
     sharded = processes.count() > 1 and not job.method.peft and not hardware.holds_training(model.network)
-    trainer = SummarizationTrainer(
+    trainer = trainer_class()(
         model,
         job.settings,
         job.experiment.generation,

@@ -2,12 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import torch
-from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -27,45 +25,6 @@ class GroupedByLength(LengthGroupedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-
-
-def filled(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
-    """The rows, and as many behind them that learn nothing as make up a multiple, so that each process has a share.
-
-    accelerate would take rows from the beginning, and count them twice in the loss.
-    """
-    blank = {name: value[:1] if name == "input_ids" else type(value)() for name, value in rows[0].items()}
-    missing = [blank] * (-len(rows) % multiple)
-    more = datasets.Dataset.from_list(missing, features=rows.features)
-    return datasets.concatenate_datasets([rows, more]) if missing else rows
-
-
-class DealtOut(Sampler):
-    """Another sampler's order, in which the batches of a step, one for each process, are about as long.
-
-    A step has the same dialogues as with one process. Those that fill the last one up (see `filled`) come last.
-
-    Args:
-        sampler: The order of the dialogues, on every process the same.
-        lengths: Of all rows, those that fill up included.
-        batch_size: How many a process holds at once; accelerate hands such batches out in turn.
-    """
-
-    def __init__(self, sampler: Sampler, lengths: Sequence[int], batch_size: int) -> None:
-        self.sampler, self._lengths, self._step = sampler, lengths, batch_size * processes.count()
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        order = [*self.sampler, *range(len(self.sampler), len(self))]
-        for start in range(0, len(order), self._step):
-            step = sorted(order[start : start + self._step], key=self._lengths.__getitem__, reverse=True)
-            for process in range(processes.count()):
-                yield from step[process :: processes.count()]
-
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.set_epoch(epoch)
 
 
 class Progress(TrainerCallback):

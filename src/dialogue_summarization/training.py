@@ -3,14 +3,12 @@
 import math
 import os
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
@@ -31,9 +29,7 @@ from .generation import summarize
 from .models import Model, packs
 from .rouge import means
 from .tokenization import IGNORED, Family
-from .trainer_parts import DealtOut, GroupedByLength, Progress, TimedCheckpoint, filled
-
-warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing changes it in place
+from .trainer_parts import GroupedByLength, Progress, TimedCheckpoint
 
 PAIRS_WORTH_COMPILING = 20_000  # compiling takes half a minute for SmolLM2, two for T5 (H100)
 
@@ -124,24 +120,14 @@ class SummarizationTrainer(Trainer):
         method: Method | None = None,
         **arguments: Any,
     ) -> None:
-        self.pairs = len(arguments.get("train_dataset") or ())
-        if processes.count() > 1:
-            # PEGASUS' positions are fixed and not frozen: DDP would wait for their gradients.
-            kind = fast.base_of(model.network).config.model_type
-            arguments["args"].ddp_find_unused_parameters = kind == "pegasus"
-            for name, size in (("train_dataset", "train_batch_size"), ("eval_dataset", "eval_batch_size")):
-                if arguments.get(name):
-                    multiple = processes.count() * getattr(arguments["args"], size)
-                    arguments[name] = filled(arguments[name], multiple)
         super().__init__(
             model=model.network, data_collator=model.family.collate, compute_loss_func=self._token_loss, **arguments
         )
-        if self.is_fsdp_enabled:  # tied embeddings as one module: accelerate shards the first of several alone
-            model.network.set_input_embeddings(model.network.get_input_embeddings())
         # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.method = method
         self.fast = self._is_fast() and packs(model.network)
+        self.pairs = len(self.train_dataset) if self.train_dataset is not None else 0
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
@@ -159,8 +145,7 @@ class SummarizationTrainer(Trainer):
     def _is_fast(self) -> bool:
         """Whether steps are worth compiling: a run long enough, and no accumulation, which graphs do not serve."""
         pairs = len(self.train_dataset) * self.args.num_train_epochs if self.train_dataset is not None else 0
-        possible = hardware.fast_steps() and not self.is_fsdp_enabled and self.args.gradient_accumulation_steps == 1
-        return possible and pairs >= PAIRS_WORTH_COMPILING
+        return hardware.fast_steps() and pairs >= PAIRS_WORTH_COMPILING and self.args.gradient_accumulation_steps == 1
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's; for LoRA+ PEFT's, in which B learns faster than A."""
@@ -177,17 +162,12 @@ class SummarizationTrainer(Trainer):
 
         Packed batches need no grouping by length.
         """
-        rows = train_dataset if train_dataset is not None else self.train_dataset
-        lengths, packed = list(rows["length"]), self.fast and self.parts.family.fixed_attention
-        if packed and processes.count() == 1:
+        if self.fast and self.parts.family.fixed_attention:
             self.args.train_sampling_strategy = "random"
             return super()._get_train_sampler(train_dataset)
-        if packed:  # what accelerate makes of Trainer's with one process
-            sampler = SeedableRandomSampler(lengths[: self.pairs], data_seed=self.args.data_seed)
-        else:
-            step = self.args.train_batch_size * self.args.gradient_accumulation_steps * processes.count()
-            sampler = GroupedByLength(self.args.seed, step, lengths[: self.pairs])
-        return DealtOut(sampler, lengths, self.args.train_batch_size) if processes.count() > 1 else sampler
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return GroupedByLength(self.args.seed, step, rows["length"])
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
@@ -210,8 +190,7 @@ class SummarizationTrainer(Trainer):
             logits, labels[:, shift:].flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
         )
         if not self.model.training:
-            scaled = processes.count() if num_items_in_batch is not None else 1  # by Trainer, against DDP's mean
-            return total / (len(labels) * self._eval_tokens_a_dialogue * scaled)
+            return total / (len(labels) * self._eval_tokens_a_dialogue)
         return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
@@ -220,13 +199,15 @@ class SummarizationTrainer(Trainer):
         with fast.eager(self.model):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             if self.settings.select_by != "loss":
-                write = partial(summarize, self.parts, generation=self.generation, progress=False)
-                dialogues = list(self.validation["dialogue"])
-                texts = write(dialogues) if self.is_fsdp_enabled else processes.shared(write, dialogues)
+                texts = self.summaries(list(self.validation["dialogue"]))
                 scores = means(texts, self.validation["summaries"])
                 output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         self._not_training += time.perf_counter() - start
         return output
+
+    def summaries(self, dialogues: list[str]) -> list[str]:
+        """What the model writes so far."""
+        return summarize(self.parts, dialogues, self.generation, progress=False)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the seconds of training so far.
@@ -254,10 +235,6 @@ class SummarizationTrainer(Trainer):
         """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes and `joules`, None where they are not known."""
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
-            if processes.count() > 1:  # DDP's hooks are no part of a graph: `training_step` averages gradients itself
-                self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
-                for weight in self.model.parameters():
-                    torch.distributed.broadcast(weight.detach(), 0)  # as DDP does
         self._clock = None
         with hardware.PeakMemory() as peak, Energy() as energy:
             output = super().train(*args, **kwargs)
@@ -274,25 +251,16 @@ class SummarizationTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Trainer's; the first starts the clock. From a CUDA graph where steps are compiled.
-
-        Such a step leaves each process with its own gradients, which are then averaged as DDP would.
-        """
+        """Trainer's; the first starts the clock. From a CUDA graph where steps are compiled."""
         if self._clock is None:
             self.training_seconds()
-        step = partial(super().training_step, model)
-        if self.fast and self.parts.family.fixed_attention:  # graphs of T5's steps are not measured yet
-            if self._graphs is None:
-                self._graphs = fast.StepGraphs(step, model)
-            step, inputs = self._graphs, self._prepare_inputs(inputs)
-        loss = step(inputs, num_items_in_batch)
-        if self.fast and processes.count() > 1:
-            fast.average_gradients(model)
-        return loss
+        step = super().training_step
+        if not (self.fast and self.parts.family.fixed_attention):  # graphs of T5's steps are not measured yet
+            return step(model, inputs, num_items_in_batch)
+        if self._graphs is None:
+            self._graphs = fast.StepGraphs(partial(step, model), model)
+        return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """The weights, put together from those of all processes, on the first; None where each has them all."""
-        if not self.is_fsdp_enabled:
-            return None
-        every = self.accelerator.get_state_dict(self.model)
-        return {name: weight for name, weight in every.items() if name not in self.model.all_tied_weights_keys}
+        """The weights where the model in this process holds only a part of them."""
+        return None

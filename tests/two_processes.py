@@ -1,0 +1,73 @@
+"""What each of two CPU processes does that `test_parallel.py` starts, with: two models, LLAMA and T5, data, a folder."""
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from conftest import tiny_experiment
+
+from dialogue_summarization import cli, experiments, fast, hardware, processes, study, trainer_parts, training
+
+KILLED_AT = 5  # of the 9 steps of the run that one process does not survive
+LINE = ("quickstart", "--runs", "full,lora-balanced", "--gpus", "2")
+
+
+def experiment(model, dataset):
+    """Two epochs, the better by ROUGE; the data make no whole number of batches."""
+    tiny = tiny_experiment(model, dataset)
+    return replace(tiny, settings={name: replace(each, select_by="rouge2") for name, each in tiny.settings.items()})
+
+
+@contextmanager
+def as_if_compiled():
+    """As on a card, with packed batches and without DDP, but for compilation and graphs, which take one."""
+
+    def prepare(network, attention):
+        fast.base_of(network).set_attn_implementation(attention)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.SummarizationTrainer, "_is_fast", lambda self: True)
+        patch.setattr(fast, "prepare", prepare)
+        patch.setattr(fast, "SEEN_BEFORE_CAPTURE", 1_000)
+        yield
+
+
+@contextmanager
+def as_if_too_large():
+    """As on cards that cannot hold the training: accelerate shards on none but GPUs, so it is told that these are."""
+    from accelerate.state import DistributedType, PartialState
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "holds_training", lambda network: False)
+        patch.setattr(PartialState, "_prepare_backend", lambda *_: ("gloo", DistributedType.MULTI_GPU))
+        patch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
+        usual = training.TrainingArguments
+        patch.setattr(training, "TrainingArguments", lambda **some: usual(**(some | {"use_cpu": False})))
+        yield
+
+
+def killed(*some, usual=training.SummarizationTrainer.training_step, calls=[], **more):  # noqa: B006
+    calls.append(1)
+    if len(calls) == KILLED_AT and processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return usual(*some, **more)
+
+
+def main(llama, t5, dataset, out):
+    processes.join()
+    run = partial(study.run, method=experiments.method("full"))
+    with as_if_compiled():
+        run(experiment(llama, dataset), outputs=f"{out}/compiled")
+    with as_if_too_large():
+        run(experiment(t5, dataset), outputs=f"{out}/sharded")
+    trainer_parts.SECONDS_BETWEEN_CHECKPOINTS = 0
+    training.SummarizationTrainer.training_step = killed
+    cli.main([*LINE, "--model", llama, "--dataset", dataset, "--outputs", f"{out}/two"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
