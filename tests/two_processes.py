@@ -1,4 +1,4 @@
-"""What each of two CPU processes does that `test_parallel.py` starts, with: two models, LLAMA and T5, data, a folder."""
+"""What each of two CPU processes does that `test_parallel.py` starts."""
 
 import os
 import signal

@@ -16,6 +16,7 @@ import datasets
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import RandomSampler, Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from . import fast, processes
 from .generation import summarize
@@ -48,7 +49,9 @@ class ParallelTrainer(SummarizationTrainer):
         sampler = super()._get_train_sampler(self.train_dataset.select(range(self.pairs)))
         if isinstance(sampler, RandomSampler):  # accelerate does the same, were it not inside another
             sampler = SeedableRandomSampler(sampler.data_source, data_seed=self.args.data_seed)
-        return DealtOut(sampler, lengths, self.args.train_batch_size)
+        dealt = DealtOut(sampler, lengths, self.args.train_batch_size)
+        self.add_callback(Epochs(dealt))
+        return dealt
 
     def _token_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -113,6 +116,16 @@ def filled(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
     missing = [blank] * (-len(rows) % multiple)
     more = datasets.Dataset.from_list(missing, features=rows.features)
     return datasets.concatenate_datasets([rows, more]) if missing else rows
+
+
+class Epochs(TrainerCallback):
+    """Tells a sampler its epoch: accelerate does not, of several processes in an epoch that a resumed run is amid."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch))
 
 
 class DealtOut(Sampler):
