@@ -29,11 +29,8 @@ def places(tiny_models, tmp_path_factory):
     """Models, data and a folder: 17 dialogues are 8 steps of 2 and one, of which one process gets nothing."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "data").mkdir()
-    for split, rows in {
-        "train": tiny_rows(17),
-        "validation": tiny_rows(5, start=17),
-        "test": tiny_rows(5, 3, 30),
-    }.items():
+    splits = {"train": tiny_rows(17), "validation": tiny_rows(5, start=17), "test": tiny_rows(5, 3, 30)}
+    for split, rows in splits.items():
         write_jsonl(folder / "data" / f"{split}.jsonl", rows)
     return tiny_models["llama"], tiny_models["t5"], folder / "data", folder
 
@@ -74,15 +71,15 @@ def read(folder):
     return runs.read(found)
 
 
-def test_a_killed_process_is_named_and_the_same_command_finishes(places, said, monkeypatch, capsys):
+def test_a_killed_process_is_named_and_the_same_command_finishes(places, said, monkeypatch, capfd):
     llama, _, dataset, folder = places
     assert "Process 2 of 2 was ended by SIGKILL" in said and "same command goes on" in said
     notebooks, handler = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(execution, "execute", lambda source, folder, told: notebooks.append(source.stem))
     assert cli.main(line(llama, dataset, folder)) == 0
-    assert (
-        notebooks == ["02_full_fine_tuning", "03_lora", "04_evaluation"] and signal.getsignal(signal.SIGINT) == handler
-    )
+    assert notebooks == ["02_full_fine_tuning", "03_lora", "04_evaluation"]
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert capfd.readouterr().out.count("full: going on from checkpoint-") == 1  # the first process alone prints
     chosen = experiments.experiment("quickstart", model=str(llama), dataset=str(dataset))
     for method in ("full", "lora-balanced"):
         run = runs.read(folder / "two" / chosen.name / method / "seed-0")

@@ -1,5 +1,6 @@
 """What each of two CPU processes does that `test_parallel.py` starts."""
 
+import itertools
 import os
 import signal
 import sys
@@ -12,7 +13,8 @@ from conftest import tiny_experiment
 
 from dialogue_summarization import cli, experiments, fast, hardware, processes, study, trainer_parts, training
 
-KILLED_AT = 5  # of the 9 steps of the run that one process does not survive
+KILLED_AT = 5  # the step of 9 that one process does not survive
+STOPPED_AT = 8  # the step of 10, in the second of two epochs, at which a run is interrupted that then goes on
 LINE = ("quickstart", "--runs", "full,lora-balanced", "--gpus", "2")
 
 
@@ -27,7 +29,8 @@ def as_if_compiled():
     """As on a card, with packed batches and without DDP, but for compilation and graphs, which take one."""
 
     def prepare(network, attention):
-        fast.base_of(network).set_attn_implementation(attention)
+        if attention:
+            fast.base_of(network).set_attn_implementation(attention)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.SummarizationTrainer, "_is_fast", lambda self: True)
@@ -50,23 +53,40 @@ def as_if_too_large():
         yield
 
 
-def killed(*some, usual=training.SummarizationTrainer.training_step, calls=[], **more):  # noqa: B006
-    calls.append(1)
-    if len(calls) == KILLED_AT and processes.rank() == 1:
+@contextmanager
+def at_step(number, happens):
+    usual, calls = training.SummarizationTrainer.training_step, itertools.count(1)
+
+    def training_step(*some, **more):
+        if next(calls) == number:
+            happens()
+        return usual(*some, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.SummarizationTrainer, "training_step", training_step)
+        yield
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def be_killed():
+    if processes.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return usual(*some, **more)
 
 
 def main(llama, t5, dataset, out):
     processes.join()
-    run = partial(study.run, method=experiments.method("full"))
-    with as_if_compiled():
-        run(experiment(llama, dataset), outputs=f"{out}/compiled")
-    with as_if_too_large():
-        run(experiment(t5, dataset), outputs=f"{out}/sharded")
     trainer_parts.SECONDS_BETWEEN_CHECKPOINTS = 0
-    training.SummarizationTrainer.training_step = killed
-    cli.main([*LINE, "--model", llama, "--dataset", dataset, "--outputs", f"{out}/two"])
+    for model, pretence, folder in ((llama, as_if_compiled, "compiled"), (t5, as_if_too_large, "sharded")):
+        run = partial(study.run, experiment(model, dataset), experiments.method("full"), outputs=f"{out}/{folder}")
+        with pretence():
+            with pytest.raises(KeyboardInterrupt), at_step(STOPPED_AT, interrupt):
+                run()
+            run()
+    with at_step(KILLED_AT, be_killed):
+        cli.main([*LINE, "--model", llama, "--dataset", dataset, "--outputs", f"{out}/two"])
 
 
 if __name__ == "__main__":

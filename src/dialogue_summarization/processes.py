@@ -67,6 +67,7 @@ def join() -> None:
     CPU processes share the cores.
     """
     if count() == 1:
+        os.environ.pop("LOCAL_RANK", None)  # of a torchrun with one process: accelerate would take it for several
         return
     import torch
     from accelerate import PartialState
