@@ -236,6 +236,7 @@ def main() -> None:
             found["name"] += f"-gpus{processes.count()}"
         print(json.dumps({key: value for key, value in found.items() if key != "losses"}), flush=True)
         runs.write_json(options.outputs / f"{found['name']}.json", found | runs.environment())
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -182,6 +182,7 @@ def _share_of_study(options: argparse.Namespace, chosen: Experiment, names: Sequ
 
     for name in names:
         study.run(chosen, method(name), options.seed, outputs=options.outputs or runs.OUTPUTS, force=options.force)
+    processes.leave()
     return 0
 
 

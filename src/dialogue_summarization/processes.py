@@ -81,6 +81,15 @@ def join() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
+def leave() -> None:
+    """Part from the other processes, when all went well: NCCL warns of those that do not."""
+    if count() > 1:
+        import torch.distributed
+
+        wait()
+        torch.distributed.destroy_process_group()
+
+
 def wait() -> None:
     """Wait until all processes are here."""
     gather(None)
