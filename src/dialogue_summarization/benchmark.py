@@ -1,5 +1,6 @@
 """Measure training and generation on this machine: `python -m dialogue_summarization.benchmark NAME ...`.
 
+On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
 Every entry trains through `SummarizationTrainer`, plain or fast, on the pairs of a data set, and is timed in steady
 state.
 FLAN-T5's shapes have random weights, which takes the same time as trained ones.
@@ -10,6 +11,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainingArguments
 
-from . import data, experiments, hardware, models, runs, small_cards
+from . import data, experiments, hardware, models, processes, runs, small_cards
 from .experiments import Generation, Settings
 from .generation import summarize
+from .parallel import trainer_class
 from .tokenization import EncoderDecoder
-from .training import SummarizationTrainer, encode, training_arguments
+from .training import encode, training_arguments
 
 T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large}/blob/main/config.json
     "t5-small": (512, 1024, 8, 6),
@@ -76,6 +79,7 @@ def t5(shape: str, vocabulary: int = 32_128) -> transformers.T5ForConditionalGen
 
 def build(entry: Entry) -> models.Model:
     """The model of an entry, with a fresh adapter where its method has one."""
+    transformers.set_seed(0)
     base = models.load(experiments.EXPERIMENTS["smollm2-dialogsum"]) if entry.model == "smollm2" else None
     if base is None:  # FLAN-T5's tokenizer is not at hand: SmolLM2's has dialogues of about the same length
         path = models.resolve(experiments.PACKAGED_MODEL)
@@ -103,7 +107,7 @@ def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, An
     settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(settings, folder, model, rows)
-        trainer = SummarizationTrainer(model, settings, args=_short(arguments, entry), train_dataset=rows)
+        trainer = trainer_class()(model, settings, args=_short(arguments, entry), train_dataset=rows)
         trainer.fast = entry.fast and hardware.fast_steps()
         watch = _Stopwatch(entry.warm_up)
         trainer.add_callback(watch)
@@ -125,7 +129,7 @@ def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, An
     }
     peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware.describe()["device"]), None)
     if peak and entry.method == "full":
-        found["mfu"] = round(samples * flops_a_sample(model, rows) / peak, 4)
+        found["mfu"] = round(samples * flops_a_sample(model, rows) / (peak * processes.count()), 4)
     return found
 
 
@@ -146,7 +150,8 @@ def _short(arguments: TrainingArguments, entry: Entry) -> TrainingArguments:
     arguments.max_steps, arguments.logging_steps = entry.steps, 10
     arguments.eval_strategy = arguments.save_strategy = transformers.trainer_utils.IntervalStrategy.NO
     arguments.load_best_model_at_end = False
-    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = entry.batch_size, 1
+    arguments.per_device_train_batch_size = processes.share(entry.batch_size, processes.count())
+    arguments.gradient_accumulation_steps = 1
     return arguments
 
 
@@ -175,9 +180,11 @@ def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str
     model = models.load(experiments.EXPERIMENTS["smollm2-dialogsum"])
     model.network.to(hardware.device())
     generation = replace(Generation(), num_beams=num_beams)
-    summarize(model, splits["test"]["dialogue"][:8], generation, progress=False)
+    write = partial(summarize, model, generation=generation, progress=False)
+    dialogues = list(splits["test"]["dialogue"])
+    processes.shared(write, dialogues[: 8 * processes.count()])
     start = time.perf_counter()
-    texts = summarize(model, splits["test"]["dialogue"], generation, progress=False)
+    texts = processes.shared(write, dialogues)
     seconds = round(time.perf_counter() - start, 2)
     return {"name": f"generate-beams{num_beams}", "dialogues": len(texts), "num_beams": num_beams, "seconds": seconds}
 
@@ -225,20 +232,28 @@ def main() -> None:
     names = f"{', '.join(ENTRIES)}, generate-beams1, fits-8 (GiB), fits-8-packed"
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {names}, ...")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM)
+    parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
     parser.add_argument("--outputs", type=Path, default=runs.OUTPUTS / "benchmarks")
     options = parser.parse_args()
+    processes.join()
     splits = data.load_source(options.dataset)
     splits["train"] = splits["train"].select(range(min(6_000, len(splits["train"]))))
     options.outputs.mkdir(parents=True, exist_ok=True)
     for name in options.names:
         if name in ENTRIES:
-            found = measure_training(ENTRIES[name], splits)
+            entry = ENTRIES[name]
+            if options.batch_size:
+                entry = replace(entry, name=f"{name}-batch{options.batch_size}", batch_size=options.batch_size)
+            found = measure_training(entry, splits)
         elif name.startswith("fits-"):
             found = measure_small_card(name, splits)
         else:
             found = measure_generation(int(name.removeprefix("generate-beams")), splits)
+        if processes.count() > 1:
+            found["name"] += f"-gpus{processes.count()}"
         print(json.dumps({key: value for key, value in found.items() if key != "losses"}), flush=True)
-        runs.write_json(options.outputs / f"{name}.json", found | runs.environment())
+        runs.write_json(options.outputs / f"{found['name']}.json", found | runs.environment())
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ Heavy packages are imported where they are used, so that `study --help` answers 
 
 import argparse
 import json
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .experiments import EXPERIMENTS, METHODS, STUDY_RUNS, ConfigurationError, experiment, method
+from . import processes
+from .experiments import EXPERIMENTS, METHODS, STUDY_RUNS, ConfigurationError, Experiment, experiment, method
 
 DESCRIPTION = """\
 Fine-tune a small language model to summarize dialogues, and compare zero-shot, full fine-tuning and LoRA.
@@ -31,12 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "quickstart")
     options = _parser().parse_args(arguments)
+    options.arguments = arguments
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        if processes.ERROR_FILE not in os.environ:
+            print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
         return 130
     except Exception as error:
+        if processes.ERROR_FILE in os.environ:  # one of several processes: their launcher tells
+            processes.report(str(error) if _is_for_the_user(error) else traceback.format_exc())
+            return 1
         if not _is_for_the_user(error):
             raise
         print(f"study: {error}", file=sys.stderr)
@@ -68,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
         command.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are written (default: outputs)")
         command.add_argument("--force", action="store_true", help="run again what is done already")
+        command.add_argument("--gpus", type=int, default=1, metavar="N", help="train on N GPUs of this machine "
+                             "(default: 1); without any, in N processes on the CPU")  # fmt: skip
         command.set_defaults(run=_study, experiment=name)
     score = commands.add_parser(
         "score",
@@ -110,6 +120,8 @@ def _study(options: argparse.Namespace) -> int:
     for name in names:
         method(name)
     chosen = experiment(options.experiment, model=options.model, dataset=options.dataset, limit=options.limit)
+    if processes.count() > 1:
+        return _share_of_study(options, chosen, names)
 
     from . import data, execution, report, runs, study
 
@@ -117,6 +129,8 @@ def _study(options: argparse.Namespace) -> int:
     if not notebooks.exists():
         raise ConfigurationError(f"There is no folder {notebooks}: run `study` in a clone of the project.")
     splits = data.load(chosen)  # bad data is said now, not by a notebook
+    if options.gpus != 1:
+        _launch(options, chosen, names)
     outputs = (options.outputs or runs.OUTPUTS).resolve()
     folder = outputs / chosen.name
     asked = {  # each with what the notebooks say by themselves
@@ -143,6 +157,32 @@ def _study(options: argparse.Namespace) -> int:
     print(f"Model: {chosen.model}. Device: {made[0].environment['device']}.")
     print(f"\nExecuted notebooks, each with an HTML copy: {execution.relative(folder / 'notebooks')}")
     print(f"Records of the runs:                        {execution.relative(folder)}")
+    return 0
+
+
+def _launch(options: argparse.Namespace, chosen: Experiment, names: Sequence[str]) -> None:
+    """Make the runs by several processes, each of which executes this same command line; notebooks then load them."""
+    from . import models
+
+    if options.gpus < 1:
+        raise ConfigurationError(f"--gpus takes 1 or more, not {options.gpus}.")
+    for name in names:
+        if settings := chosen.settings_for(method(name)):
+            processes.share(settings.batch_size, options.gpus)
+    models.resolve(chosen.model)  # fetched, or converted, once
+    processes.launch(options.gpus, ["-m", "dialogue_summarization", *options.arguments])
+    options.force = False
+
+
+def _share_of_study(options: argparse.Namespace, chosen: Experiment, names: Sequence[str]) -> int:
+    """What each of several processes does that torchrun started: the runs, and no notebooks."""
+    processes.join()
+
+    from . import runs, study
+
+    for name in names:
+        study.run(chosen, method(name), options.seed, outputs=options.outputs or runs.OUTPUTS, force=options.force)
+    processes.leave()
     return 0
 
 

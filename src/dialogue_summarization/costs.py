@@ -25,7 +25,8 @@ def measures(run: Run, price_an_hour: float | None = None) -> dict[str, float]:
 
     Args:
         run: The run.
-        price_an_hour: What the device costs an hour, in any currency; the price is of training and the test summaries.
+        price_an_hour: What a device costs an hour, in any currency; the price is of training and the test summaries, on
+            all devices that there were.
     """
     known = run.metrics
     found: dict[str, float | None] = {
@@ -40,7 +41,7 @@ def measures(run: Run, price_an_hour: float | None = None) -> dict[str, float]:
         found["energy_wh"] = sum(known[name] for name in counted) / HOUR
     if price_an_hour is not None:
         seconds = known.get("train_seconds", 0) + known.get("generate_seconds", 0)
-        found["price"] = price_an_hour * seconds / HOUR
+        found["price"] = price_an_hour * seconds / HOUR * run.environment.get("processes", 1)
     return {name: value for name, value in found.items() if value is not None}
 
 

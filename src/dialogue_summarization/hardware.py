@@ -101,6 +101,15 @@ def memory() -> int:
     return total if share == 1 else int(share * total) + CONTEXT
 
 
+def holds_training(network: torch.nn.Module) -> bool:
+    """Whether the device holds what training takes beside activations, in four fifths of its memory.
+
+    In fp32, 4 bytes a weight, and for each that is trained 4 for its gradient and 8 for AdamW's two moments.
+    """
+    needed = sum(weight.numel() * (16 if weight.requires_grad else 4) for weight in network.parameters())
+    return needed <= 0.8 * memory()
+
+
 def free_memory() -> int:
     """Bytes that can still be taken: on the card where there is one, else of the machine."""
     return torch.cuda.mem_get_info()[0] if device().type == "cuda" else psutil.virtual_memory().available

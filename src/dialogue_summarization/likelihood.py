@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from . import corruptions, fitting
+from . import corruptions, fitting, processes
 from .models import Model, inference, packs
 from .report import label
 from .runs import Run
@@ -109,8 +109,8 @@ def run_test(model: Model, test: datasets.Dataset) -> pd.DataFrame:
     compared = pairs(test)
     dialogues = list(test["dialogue"])
     texts = dict.fromkeys((place, text) for place, _, *both in compared for text in both)  # each once
-    scored = log_likelihoods(model, dialogues, list(texts))
-    value = dict(zip(texts, scored.round(4), strict=True))
+    scored = processes.shared(lambda some: log_likelihoods(model, dialogues, some), list(texts))
+    value = dict(zip(texts, np.round(scored, 4), strict=True))
     names = list(test["id"])
     return pd.DataFrame(
         [(names[place], kind, value[place, right], value[place, wrong]) for place, kind, right, wrong in compared],

@@ -231,17 +231,18 @@ def count_parameters(network: torch.nn.Module) -> dict[str, int]:
     }
 
 
-def save(model: Model, folder: Path, base: str) -> None:
+def save(model: Model, folder: Path, base: str, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write a model, or its adapter alone, as safetensors, with its tokenizer: whole, or not at all.
 
-    `base` is what an adapter's files call the model it belongs to.
+    `base` is what an adapter's files call the model it belongs to. `weights` are the model's where it holds only a part
+    of them.
     """
     for config in getattr(model.network, "peft_config", {}).values():
         config.base_model_name_or_path = base
     temporary = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     with hardware.quiet():
-        model.network.save_pretrained(temporary)
+        model.network.save_pretrained(temporary, state_dict=weights)
     model.tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's: a form that nobody filled in, with this machine's paths
     temporary.rename(folder)

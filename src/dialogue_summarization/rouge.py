@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from rouge_score import rouge_scorer, tokenizers
 
+from . import processes
+
 TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
@@ -74,6 +76,13 @@ def _pairs(predictions: tuple[str, ...], references: tuple[tuple[str, ...], ...]
 def score_all(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> pd.DataFrame:
     """A row a dialogue, a column a type: the mean over its references. Raises what `pairs` raises."""
     return pairs(predictions, references).groupby(level="dialogue").mean().rename_axis(None)
+
+
+def means(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """The means of `score_all` over the dialogues; of several processes each scores its share."""
+    both = list(zip(predictions, references, strict=True))
+    rows = processes.shared(lambda some: score_all(*zip(*some, strict=True)).to_numpy(), both)
+    return {name: float(value) for name, value in pd.DataFrame(rows, columns=list(TYPES)).mean().items()}
 
 
 def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:

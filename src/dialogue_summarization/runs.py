@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import processes
 from .data import ROOT, read_rows
 from .experiments import METHODS, ConfigurationError, Experiment, Generation
 
@@ -106,14 +107,18 @@ class Run:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write JSON: whole, or not at all."""
+    """Write JSON: whole, or not at all; of several processes the first writes."""
+    if not processes.is_first():
+        return
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
     os.replace(temporary, path)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write CSV in UTF-8 with LF lines: whole, or not at all."""
+    """Write CSV in UTF-8 with LF lines: whole, or not at all; of several processes the first writes."""
+    if not processes.is_first():
+        return
     temporary = path.with_suffix(".partial")
     table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     os.replace(temporary, path)
@@ -201,12 +206,16 @@ def _order(run: Run) -> tuple[int, str, int]:
 
 
 def environment() -> dict[str, object]:
-    """Versions, device, commit and time."""
+    """Versions, device, commit and time; `processes` and the device's name say where there were several."""
     from . import hardware  # not above: reading a record takes no torch
 
+    several = {}
+    if processes.count() > 1:
+        several = {"device": f"{processes.count()} x {hardware.describe()['device']}", "processes": processes.count()}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **hardware.describe(),
+        **several,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "commit": _commit(),

@@ -5,7 +5,8 @@
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,11 +14,12 @@ import pandas as pd
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import data, hardware, likelihood, models, runs
+from . import data, hardware, likelihood, models, processes, runs
 from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
-from .rouge import score_all
+from .parallel import trainer_class
+from .rouge import means
 from .training import TENSORBOARD, SummarizationTrainer, encode, training_arguments
 
 
@@ -70,7 +72,7 @@ class Job:
         log = log[[name for name in columns if name in log]]
         runs.write_csv(self.partial / "training_log.csv", log[log[["loss", "eval_loss"]].notna().any(axis=1)])
         seconds = trainer.train_seconds
-        pairs = len(trainer.train_dataset) * trainer.state.epoch
+        pairs = trainer.pairs * trainer.state.epoch
         metrics = {"train_seconds": round(seconds, 2), "train_samples_per_second": round(pairs / seconds, 3)}
         if trainer.peak_memory is not None:
             metrics["peak_memory_bytes"] = trainer.peak_memory
@@ -78,9 +80,12 @@ class Job:
             metrics["train_joules"] = trainer.joules
         metrics |= models.count_parameters(trainer.model)
         runs.write_json(self.partial / "training.json", metrics)
-        if (events := self.checkpoints / TENSORBOARD).exists():
-            shutil.copytree(events, self.partial / TENSORBOARD, dirs_exist_ok=True)
-        models.save(trainer.parts, self.weights, self.experiment.model)
+        weights = trainer.whole_weights()
+        if processes.is_first():
+            if (events := self.checkpoints / TENSORBOARD).exists():
+                shutil.copytree(events, self.partial / TENSORBOARD, dirs_exist_ok=True)
+            models.save(trainer.parts, self.weights, self.experiment.model, weights)
+        processes.wait()
 
 
 def prepare(
@@ -112,23 +117,28 @@ def prepare(
         model_fingerprint=models.fingerprint(experiment.model),
     )
     folder = Path(outputs) / experiment.name / method.name / f"seed-{seed}"
-    job = Job(experiment, method, splits, config, folder, None)
+    with processes.first_goes_first():
+        return _found(Job(experiment, method, splits, config, folder, None), force)
+
+
+def _found(job: Job, force: bool) -> Job:
+    """The job with what there is of it on disk, and nothing else left there."""
+    name, folder, config = f"{job.experiment.name}, {job.method.name}", job.folder, job.config
     if (job.partial / "metrics.json").exists() and _is_of(job.partial, config):
         _publish(job)  # killed between the last file and the move
     if (folder / "metrics.json").exists() and not force:
         record = runs.read(folder)
-        if record.config.key == config.key and (record.weights or not method.trains):
-            print(f"{experiment.name}, {method.name}: loaded from the record of {record.date}; "
-                  f"FORCE = True (--force) runs it again.")  # fmt: skip
-            return Job(experiment, method, splits, config, folder, record)
-        print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings or no weights; "
+        if record.config.key == config.key and (record.weights or not job.method.trains):
+            print(f"{name}: loaded from the record of {record.date}; FORCE = True (--force) runs it again.")
+            return replace(job, record=record)
+        print(f"{name}: the record of {record.date} has other settings or no weights; "
               f"it is replaced when the new run is done.")  # fmt: skip
     if job.partial.exists() and not _is_of(job.partial, config):
         shutil.rmtree(job.partial)
     job.partial.mkdir(parents=True, exist_ok=True)
     runs.write_json(job.partial / "config.json", asdict(config))
     if job.checkpoint:
-        print(f"{experiment.name}, {method.name}: going on from {Path(job.checkpoint).name}.")
+        print(f"{name}: going on from {Path(job.checkpoint).name}.")
     return job
 
 
@@ -139,13 +149,14 @@ def train(job: Job) -> None:
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
     rows = encode(job.splits["train"], model.family)
-    trainer = SummarizationTrainer(
+    sharded = processes.count() > 1 and not job.method.peft and not hardware.holds_training(model.network)
+    trainer = trainer_class()(
         model,
         job.settings,
         job.experiment.generation,
         validation,
         job.method,
-        args=training_arguments(job.settings, job.checkpoints, model, rows, seed=job.config.seed),
+        args=training_arguments(job.settings, job.checkpoints, model, rows, seed=job.config.seed, sharded=sharded),
         train_dataset=rows,
         eval_dataset=encode(validation, model.family),
     )
@@ -161,15 +172,16 @@ def finish(job: Job) -> runs.Run:
     test = job.splits["test"]
     start = time.perf_counter()
     with Energy() as energy, hardware.PeakMemory() as peak:
-        texts = summarize(model, test["dialogue"], job.experiment.generation)
+        write = partial(summarize, model, generation=job.experiment.generation)
+        texts = processes.shared(write, list(test["dialogue"]))
     seconds = time.perf_counter() - start
-    metrics = {name: round(float(value), 6) for name, value in score_all(texts, test["summaries"]).mean().items()}
+    metrics = {name: round(value, 6) for name, value in means(texts, test["summaries"]).items()}
     metrics |= {"dialogues": len(test), "references": sum(len(references) for references in test["summaries"])}
     metrics |= {"generate_seconds": round(seconds, 2)}
-    if energy.joules is not None:
-        metrics["generate_joules"] = energy.joules
-    if peak.bytes is not None:
-        metrics["generate_memory_bytes"] = peak.bytes
+    if (joules := processes.combined(sum, energy.joules)) is not None:
+        metrics["generate_joules"] = joules
+    if (memory := processes.combined(max, peak.bytes)) is not None:
+        metrics["generate_memory_bytes"] = memory
     if job.method.trains:
         metrics |= runs.read_json(job.partial / "training.json")
     else:
@@ -181,6 +193,7 @@ def finish(job: Job) -> runs.Run:
     runs.write_json(job.partial / "environment.json", runs.environment())
     runs.write_json(job.partial / "metrics.json", metrics)
     _publish(job)
+    processes.wait()
     return runs.read(job.folder)
 
 
@@ -213,6 +226,8 @@ def _is_of(folder: Path, config: runs.RunConfig) -> bool:
 
 def _publish(job: Job) -> None:
     """Move a complete record into place, whatever was there before, without what only training needed."""
+    if not processes.is_first():
+        return
     shutil.rmtree(job.checkpoints, ignore_errors=True)
     (job.partial / "training.json").unlink(missing_ok=True)
     old = job.folder.with_name(f"{job.folder.name}.old")

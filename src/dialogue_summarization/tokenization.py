@@ -92,7 +92,7 @@ class EncoderDecoder:
         """
         batch = _pad([row["input_ids"] for row in rows], self.tokenizer.pad_token_id, "right")
         if "labels" in rows[0]:
-            targets = [row["labels"] for row in rows]
+            targets = [row["labels"] or [IGNORED] for row in rows]
             shifted = [[self.decoder_start_token_id, *labels[:-1]] for labels in targets]
             batch["decoder_input_ids"] = _pad(shifted, self.tokenizer.pad_token_id, "right")["input_ids"]
             batch["labels"] = _pad(targets, IGNORED, "right")["input_ids"]

@@ -3,16 +3,19 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from . import processes
 
 SECONDS_BETWEEN_CHECKPOINTS = 600
 
@@ -20,8 +23,8 @@ SECONDS_BETWEEN_CHECKPOINTS = 600
 class GroupedByLength(LengthGroupedSampler):
     """Dialogues of a batch are about as long: little padding. Trainer's goes on from its last epoch's random state."""
 
-    def __init__(self, seed: int, batch_size: int, rows: datasets.Dataset) -> None:
-        super().__init__(batch_size, lengths=list(rows["length"]))
+    def __init__(self, seed: int, batch_size: int, lengths: Sequence[int]) -> None:
+        super().__init__(batch_size, lengths=list(lengths))
         self.seed = seed
         self.set_epoch(0)
 
@@ -81,7 +84,9 @@ class TimedCheckpoint(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS:
+        if processes.count() > 1 and not control.should_log:
+            return  # all must save together: they ask one another only where they wait for one another anyway
+        if any(processes.gather(time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS)):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -91,22 +96,22 @@ class TimedCheckpoint(TrainerCallback):
 class EpochMean(TrainerCallback):
     """The mean of the trained weights at the ends of the last `count` epochs (Izmailov et al. 2018, arXiv 1803.05407).
 
-    They are kept as files beside the checkpoints, so that an interrupted run ends with the same mean.
+    They are kept as files beside the checkpoints, so that an interrupted run ends with the same mean. Of several
+    processes the first writes them for all; where each holds a part of every weight (FSDP), each its own.
     """
 
-    def __init__(self, count: int, folder: str | Path) -> None:
-        self.count, self.folder = count, Path(folder) / "epochs"
+    def __init__(self, count: int, folder: str | Path, *, sharded: bool = False) -> None:
+        self.count, self._writes = count, sharded or processes.is_first()
+        self.folder = Path(folder) / "epochs" / (str(processes.rank()) if sharded else "whole")
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero:
+        if not self._writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{round(state.epoch):04}.safetensors"
-        save_file(
-            {name: weight.detach() for name, weight in _trained(kwargs["model"]).items()}, file.with_suffix(".partial")
-        )
+        save_file(_trained(kwargs["model"]), file.with_suffix(".partial"))
         os.replace(file.with_suffix(".partial"), file)
         for old in self._files()[: -self.count]:
             old.unlink()
@@ -114,16 +119,17 @@ class EpochMean(TrainerCallback):
     def load_into(self, network: torch.nn.Module) -> None:
         """Give the network the mean of what was kept."""
         files = self._files()
-        with torch.no_grad():
-            for number, file in enumerate(files):
-                kept = load_file(file)
-                for name, weight in _trained(network).items():
-                    share = kept[name].to(weight.device) / len(files)
-                    weight.copy_(share) if number == 0 else weight.add_(share)
+        for number, file in enumerate(files):
+            kept = load_file(file)
+            for name, weight in _trained(network).items():
+                share = kept[name].to(weight.device) / len(files)
+                weight.copy_(share) if number == 0 else weight.add_(share)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.safetensors"))
 
 
 def _trained(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    """The trained weights, of each the part that this process holds."""
+    weights = {name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad}
+    return {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in weights.items()}

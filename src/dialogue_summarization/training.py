@@ -22,13 +22,13 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
-from . import fast, fitting, hardware
+from . import fast, fitting, hardware, processes
 from .energy import Energy
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .halving import HalvingTrainer
 from .models import Model, has_virtual_tokens, packs
-from .rouge import score_all
+from .rouge import means
 from .tokenization import IGNORED, Family
 from .trainer_parts import EpochMean, EventFiles, GroupedByLength, Progress
 
@@ -60,12 +60,18 @@ def are_fast(settings: Settings, model: Model, pairs: int) -> bool:
 
 
 def training_arguments(
-    settings: Settings, folder: str | Path, model: Model, rows: datasets.Dataset, *, seed: int = 0
+    settings: Settings,
+    folder: str | Path,
+    model: Model,
+    rows: datasets.Dataset,
+    *,
+    seed: int = 0,
+    sharded: bool = False,
 ) -> TrainingArguments:
     """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
 
-    What the machine decides (precision, how many dialogues the device holds at once, whether it computes activations
-    twice to hold them) leaves the effective batch.
+    What the machine decides (precision, how many dialogues a device holds at once, whether it computes activations
+    twice to hold them, how many devices there are) leaves the effective batch.
 
     Args:
         settings: The method's settings.
@@ -73,11 +79,13 @@ def training_arguments(
         model: The model to train, its adapter included.
         rows: The encoded training pairs.
         seed: Of dropout and the order of pairs.
+        sharded: Whether weights, gradients and optimizer are divided among the processes (FSDP).
     """
     best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
+    own = processes.share(settings.batch_size, processes.count())
     packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows))
     checkpoints = not has_virtual_tokens(model.network)
-    plan = fitting.fits(settings.batch_size, model.network, rows, packed, checkpoints)
+    plan = fitting.fits(own, model.network, rows, packed, checkpoints)
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -110,6 +118,8 @@ def training_arguments(
         report_to="none",  # TensorBoard's files are SummarizationTrainer's
         seed=seed,
         data_seed=seed,
+        fsdp=sharded or None,
+        fsdp_config={"version": 2, "state_dict_type": "SHARDED_STATE_DICT"} if sharded else None,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments
@@ -151,8 +161,8 @@ class SummarizationTrainer(HalvingTrainer):
         # cuDNN's attention gave gradients that are not numbers on left-padded batches (H100, torch 2.11, bf16).
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.method = method
-        pairs = len(self.train_dataset) if self.train_dataset is not None else 0
-        self.fast = are_fast(settings, model, pairs) and not getattr(self.args, CHECKPOINTING)
+        self.pairs = len(self.train_dataset) if self.train_dataset is not None else 0
+        self.fast = are_fast(settings, model, self.pairs) and not getattr(self.args, CHECKPOINTING)
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
@@ -165,8 +175,9 @@ class SummarizationTrainer(HalvingTrainer):
         self.add_callback(Progress())
         if is_tensorboard_available():
             self.add_callback(EventFiles(Path(self.args.output_dir) / TENSORBOARD))
-        self._mean = EpochMean(settings.averaged_epochs, self.args.output_dir) if settings.averaged_epochs else None
-        if self._mean:
+        self._mean = None
+        if settings.averaged_epochs:
+            self._mean = EpochMean(settings.averaged_epochs, self.args.output_dir, sharded=self.is_fsdp_enabled)
             self.add_callback(self._mean)
         if settings.patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.patience))
@@ -190,7 +201,8 @@ class SummarizationTrainer(HalvingTrainer):
             self.args.train_sampling_strategy = "random"
             return super()._get_train_sampler(train_dataset)
         rows = train_dataset if train_dataset is not None else self.train_dataset
-        return GroupedByLength(self.args.seed, self.args.train_batch_size * self.args.gradient_accumulation_steps, rows)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return GroupedByLength(self.args.seed, step, rows["length"])
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
@@ -222,11 +234,15 @@ class SummarizationTrainer(HalvingTrainer):
         with fast.eager(self.model):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             if self.settings.select_by != "loss" and not (self._mean and self.is_in_train):
-                texts = summarize(self.parts, self.validation["dialogue"], self.generation, progress=False)
-                scores = score_all(texts, self.validation["summaries"]).mean()
-                output.metrics.update({f"{metric_key_prefix}_{name}": float(value) for name, value in scores.items()})
+                texts = self.summaries(list(self.validation["dialogue"]))
+                scores = means(texts, self.validation["summaries"])
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         self._not_training += time.perf_counter() - start
         return output
+
+    def summaries(self, dialogues: list[str]) -> list[str]:
+        """What the model writes so far."""
+        return summarize(self.parts, dialogues, self.generation, progress=False)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, with the seconds of training so far.
@@ -264,8 +280,8 @@ class SummarizationTrainer(HalvingTrainer):
         self._clock = self._graphs = None
         with hardware.PeakMemory() as peak, Energy() as energy:
             output = super().attempt(checkpoint, **kwargs)
-        self.peak_memory = peak.bytes
-        self.joules = None if checkpoint else energy.joules  # not of earlier sittings
+        self.peak_memory = processes.combined(max, peak.bytes)
+        self.joules = processes.combined(sum, None if checkpoint else energy.joules)  # not of earlier sittings
         if self._mean:
             self._mean.load_into(self.model)
             self.evaluate()
@@ -290,3 +306,7 @@ class SummarizationTrainer(HalvingTrainer):
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
         return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights where the model in this process holds only a part of them."""
+        return None

@@ -1,0 +1,148 @@
+"""Two processes make the run that one makes, and say what happened when one of them does not."""
+
+import signal
+
+import pandas as pd
+import pytest
+import torch
+import two_processes
+from conftest import tiny_rows, write_jsonl
+from safetensors.torch import load_file
+
+from dialogue_summarization import (
+    cli,
+    execution,
+    experiments,
+    hardware,
+    models,
+    parallel,
+    processes,
+    runs,
+    scaling,
+    study,
+)
+from dialogue_summarization.trainer_parts import GroupedByLength
+
+
+@pytest.fixture(scope="module")
+def places(tiny_models, tmp_path_factory):
+    """Models, data and a folder: 17 dialogues are 8 steps of 2 and one, of which one process gets nothing."""
+    folder = tmp_path_factory.mktemp("parallel")
+    (folder / "data").mkdir()
+    splits = {"train": tiny_rows(17), "validation": tiny_rows(5, start=17), "test": tiny_rows(5, 3, 30)}
+    for split, rows in splits.items():
+        write_jsonl(folder / "data" / f"{split}.jsonl", rows)
+    return tiny_models["llama"], tiny_models["t5"], folder / "data", folder
+
+
+def line(llama, dataset, folder):
+    return [*two_processes.LINE, "--model", str(llama), "--dataset", str(dataset), "--outputs", str(folder / "two")]
+
+
+@pytest.fixture(scope="module")
+def said(places):
+    """What the command says when one of its processes is killed; runs that were finished before are kept."""
+    with pytest.raises(processes.ProcessFailed) as raised:
+        processes.launch(2, [two_processes.__file__, *map(str, places)])
+    return str(raised.value)
+
+
+def same(ours, theirs):
+    """Two records say the same within rounding, but for seconds and memory."""
+    assert (ours.config.key, list(ours.predictions["prediction"])) == (
+        theirs.config.key, list(theirs.predictions["prediction"])
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(ours.log.drop(columns="seconds"), theirs.log.drop(columns="seconds"), rtol=1e-5)
+    pd.testing.assert_frame_equal(ours.likelihood, theirs.likelihood, atol=2e-4)
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "parameters", "trainable_parameters"):
+        assert ours.metrics[name] == theirs.metrics[name]
+    found, wanted = (load_file(next(run.weights.glob("*.safetensors"))) for run in (ours, theirs))
+    assert set(found) == set(wanted)
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def of_one(chosen, method, folder):
+    return study.run(chosen, experiments.method(method), outputs=folder / "one")
+
+
+def read(folder):
+    (found,) = folder.glob("*/full/seed-0")
+    return runs.read(found)
+
+
+def test_a_killed_process_is_named_and_the_same_command_finishes(places, said, monkeypatch, capfd):
+    llama, _, dataset, folder = places
+    assert "Process 2 of 2 was ended by SIGKILL" in said and "same command goes on" in said
+    notebooks, handler = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(execution, "execute", lambda source, folder, told: notebooks.append(source.stem))
+    assert cli.main(line(llama, dataset, folder)) == 0
+    assert notebooks == ["02_full_fine_tuning", "03_lora", "04_evaluation"]
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert capfd.readouterr().out.count("full: going on from checkpoint-") == 1  # the first process alone prints
+    chosen = experiments.experiment("quickstart", model=str(llama), dataset=str(dataset))
+    for method in ("full", "lora-balanced"):
+        run = runs.read(folder / "two" / chosen.name / method / "seed-0")
+        same(run, of_one(chosen, method, folder))
+        assert run.environment["processes"] == 2 and run.environment["device"].startswith("2 x CPU")
+        assert not [path for path in run.folder.parent.iterdir() if path != run.folder]
+    assert "processes" not in runs.environment()
+
+
+def test_gradients_averaged_behind_a_step_are_those_of_one_process(places, said):
+    llama, _, dataset, folder = places
+    with two_processes.as_if_compiled():
+        one = of_one(two_processes.experiment(llama, dataset), "full", folder / "compiled")
+    same(read(folder / "compiled"), one)
+
+
+def test_sharded_training_is_that_of_one_process_and_leaves_a_whole_model(places, said):
+    _, t5, dataset, folder = places
+    chosen = two_processes.experiment(t5, dataset)
+    run = read(folder / "sharded")
+    same(run, of_one(chosen, "full", folder))
+    assert models.reload(chosen, run.weights).network.num_parameters() == models.load(chosen).network.num_parameters()
+
+
+@pytest.mark.parametrize("rows, processes_", [(17, 2), (16, 2), (33, 4), (3, 4)])
+def test_every_step_has_the_same_dialogues_whatever_the_processes(monkeypatch, rows, processes_):
+    monkeypatch.setenv("WORLD_SIZE", str(processes_))
+    batch = 8 // processes_
+    lengths = [10 + 7 * number % 13 for number in range(rows)]
+    filled = [*lengths, *[0] * (-rows % 8)]
+    order = GroupedByLength(0, 8, lengths)
+    dealt = list(parallel.DealtOut(GroupedByLength(0, 8, lengths), filled, batch))
+    assert len(dealt) == len(filled) and sorted(dealt) == list(range(len(filled)))
+    wanted = [*order, *range(rows, len(filled))]
+    for start in range(0, len(filled), 8):
+        step = dealt[start : start + 8]
+        assert set(step) == set(wanted[start : start + 8])
+        tokens = [sum(filled[row] for row in step[at : at + batch]) for at in range(0, 8, batch)]
+        assert max(tokens) - min(tokens) <= max(filled[row] for row in step)
+
+
+def test_a_batch_that_cannot_be_divided_is_said_at_once(capsys):
+    assert cli.main(["quickstart", "--gpus", "3", "--runs", "full"]) == 1
+    assert "2 dialogues cannot be divided among 3 processes" in capsys.readouterr().err
+    assert processes.share(32, 8) == 4
+
+
+def test_training_that_no_device_holds_is_found(monkeypatch):
+    network = torch.nn.Linear(1000, 1000, bias=False)  # 16 MB to train
+    monkeypatch.setattr(hardware, "memory", lambda: 21_000_000)
+    assert hardware.holds_training(network)
+    monkeypatch.setattr(hardware, "memory", lambda: 19_000_000)
+    assert not hardware.holds_training(network)
+    assert hardware.holds_training(network.requires_grad_(False))
+
+
+def test_scaling_by_hand():
+    link, network = scaling.Link("a", 100), scaling.Link("b", 10)
+    assert scaling.all_reduce_seconds(10**9, 1, link) == 0
+    assert scaling.all_reduce_seconds(10**9, 2, link) == pytest.approx(0.010)
+    assert scaling.all_reduce_seconds(10**9, 8, link) == pytest.approx(0.0175)
+    assert scaling.efficiency(0.030, 10**9, 2, link) == pytest.approx(0.75)
+    found = scaling.table(0.030, 10**9, link, network, a_machine=2)
+    assert found == pytest.approx({
+        "2 GPUs": 1.5, "4 GPUs": 4 * 30 / 45, "8 GPUs": 8 * 30 / 47.5, "2 machines of 2": 4 * 30 / 180
+    })  # fmt: skip
