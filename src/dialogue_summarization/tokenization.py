@@ -32,6 +32,9 @@ class Family(Protocol):
     fixed_attention: ClassVar[str | None]  # the attention implementation that batches from `fixed` need
     label_shift: ClassVar[int]  # logits at position i are scored against the label at i + label_shift
 
+    def render(self, dialogue: str) -> str:
+        """A dialogue as the text that the tokenizer gets."""
+
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """A dialogue, and the summary to learn, as `input_ids`, `labels` (with a summary), `length`, `truncated`."""
 
@@ -61,7 +64,7 @@ class EncoderDecoder:
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """See `Family`. The tokenizer closes both prompt and summary with its end token."""
-        row = _encode_prompt(self.tokenizer, dialogue, self._render, self.max_prompt_tokens)
+        row = _encode_prompt(self.tokenizer, dialogue, self.render, self.max_prompt_tokens)
         if summary is not None:
             row["labels"] = self.tokenizer(text_target=summary, verbose=False)["input_ids"]
         row["length"] = len(row["input_ids"])
@@ -101,7 +104,8 @@ class EncoderDecoder:
         """See `Family`. The decoder's output is the summary."""
         return output_ids
 
-    def _render(self, dialogue: str) -> str:
+    def render(self, dialogue: str) -> str:
+        """See `Family`."""
         return prompt(dialogue, self.prompt)
 
 
@@ -120,7 +124,7 @@ class DecoderOnly:
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """See `Family`. `input_ids` is the prompt alone, `labels` the summary closed with the end token."""
-        row = _encode_prompt(self.tokenizer, dialogue, self._render, self.max_prompt_tokens)
+        row = _encode_prompt(self.tokenizer, dialogue, self.render, self.max_prompt_tokens)
         if summary is not None:
             text = summary if self.tokenizer.chat_template else f" {summary}"
             tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -179,7 +183,7 @@ class DecoderOnly:
         """See `Family`. The output repeats the prompt."""
         return output_ids[:, prompt_length:]
 
-    def _render(self, dialogue: str) -> str:
+    def render(self, dialogue: str) -> str:
         """The prompt as a chat turn, without the system prompt that some templates add (SmolLM2: 30 tokens).
 
         Rendered behind a system message of our own, which is then cut off: templates add theirs where there is none.
