@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import hardware, packaged, quantization
+from . import damage, hardware, packaged, quantization
 from .architectures import targets
 from .experiments import PACKAGED_MODEL, Experiment, Method
 from .packaged import ModelError
@@ -52,6 +52,11 @@ def _load(path: str, experiment: Experiment, quantized: str | None = None) -> Mo
     if not list(Path(path).glob("*.safetensors")):
         raise ModelError(
             f"{path} holds no weights as safetensors. Pickled ones are refused, since loading runs their code."
+        )
+    if bad := damage.first(Path(path)):
+        raise ModelError(
+            f"{bad} is damaged, or was cut short. Remove {bad.resolve()}, and fetch or copy it anew; if it is a run's, "
+            f"remove its folder {bad.parent}, and `study` trains it again."
         )
     hardware.keep_freed_memory()
     more = quantization.load_arguments(quantized)
@@ -215,8 +220,16 @@ def save(model: Model, folder: Path, base: str) -> None:
 
 
 def reload(experiment: Experiment, folder: Path, quantized: str | None = None) -> Model:
-    """The trained model that `save` wrote: a whole model, or an adapter on the experiment's base (see `load`)."""
+    """The trained model that `save` wrote: a whole model, or an adapter on the experiment's base (see `load`).
+
+    Raises:
+        ModelError: A file is missing or damaged, or what `load` raises.
+    """
     if (folder / "adapter_config.json").exists():
+        if not (folder / "adapter_model.safetensors").exists():
+            raise ModelError(f"{folder} holds no adapter as safetensors: remove it, and `study` trains it again.")
+        if bad := damage.first(folder):
+            raise ModelError(f"{bad} is damaged, or was cut short: remove {folder}, and `study` trains it again.")
         base = load(experiment, quantized)
         network = _keep_positions(peft.PeftModel.from_pretrained(base.network, folder))
         return Model(network.eval(), base.tokenizer, base.family)

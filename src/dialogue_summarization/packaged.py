@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from . import hardware
+from . import damage, hardware
 
 
 class ModelError(RuntimeError):
@@ -37,7 +37,10 @@ def folder() -> Path:
     source = gguf()
     folder = platformdirs.user_cache_path("dialogue-summarization") / f"{source.stem}-{digest(source)}"
     if folder.exists():
-        return folder
+        if not (bad := damage.first(folder)) and (folder / "model.safetensors").exists():
+            return folder
+        print(f"{bad or folder / 'model.safetensors'} is missing or damaged: set aside, and made anew.", flush=True)
+        damage.set_aside(folder)
     print(f"Converting {source.name} once, into {folder.parent} ...", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:

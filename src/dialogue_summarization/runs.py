@@ -157,7 +157,10 @@ def read(folder: Path) -> Run:
 def read_json(path: Path) -> dict:
     """A JSON object from a file. Raises `RecordError`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        return content
     except FileNotFoundError:
         raise RecordError(f"{path} is missing. Move its folder away and run again.") from None
     except ValueError as error:

@@ -5,7 +5,7 @@
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -13,7 +13,7 @@ import pandas as pd
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import data, hardware, likelihood, models, runs
+from . import damage, data, hardware, likelihood, locks, models, runs
 from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
@@ -87,7 +87,13 @@ def prepare(
     """Check the data and find out what there is of a run: its finished record, or files of an interrupted one.
 
     A run is done when its key matches and its weights are there. Files of an interrupted run with another key are
-    removed. `force` sets a finished record aside, which is replaced only when the new one is complete.
+    removed, damaged ones set aside. `force` sets a finished record aside, which is replaced only when the new one is
+    complete. A run to be made is this process's own from here until `finish`, or the process's end.
+
+    Raises:
+        DataError: The data cannot be used.
+        RecordError: The run's record is damaged.
+        RunBusy: Another process is making the run.
     """
     splits = data.load(experiment)
     settings = experiment.settings_for(method)
@@ -111,23 +117,41 @@ def prepare(
     )
     folder = Path(outputs) / experiment.name / method.name / f"seed-{seed}"
     job = Job(experiment, method, splits, config, folder, None)
-    if (job.partial / "metrics.json").exists() and _is_of(job.partial, config):
+    if not force and not _is_complete(job) and (record := _record(job)):
+        return _loaded(job, record)
+    locks.hold(job.partial)
+    if _is_complete(job):
         _publish(job)  # killed between the last file and the move
-    if (folder / "metrics.json").exists() and not force:
-        record = runs.read(folder)
-        if record.config.key == config.key and (record.weights or not method.trains):
-            print(f"{experiment.name}, {method.name}: loaded from the record of {record.date}; "
-                  f"FORCE = True (--force) runs it again.")  # fmt: skip
-            return Job(experiment, method, splits, config, folder, record)
-        print(f"{experiment.name}, {method.name}: the record of {record.date} has other settings or no weights; "
-              f"it is replaced when the new run is done.")  # fmt: skip
+        locks.hold(job.partial)
+    if not force and (record := _record(job)):
+        locks.release(job.partial)
+        return _loaded(job, record)
+    if not force and (folder / "metrics.json").exists():
+        print(f"{experiment.name}, {method.name}: the record of {runs.read(folder).date} has other settings or no "
+              f"weights; it is replaced when the new run is done.")  # fmt: skip
     if job.partial.exists() and not _is_of(job.partial, config):
         shutil.rmtree(job.partial)
     job.partial.mkdir(parents=True, exist_ok=True)
     runs.write_json(job.partial / "config.json", asdict(config))
+    for line in damage.clean(job.partial):
+        print(line)
     if job.checkpoint:
         print(f"{experiment.name}, {method.name}: going on from {Path(job.checkpoint).name}.")
     return job
+
+
+def _record(job: Job) -> runs.Run | None:
+    """The run's finished record, if there is one that serves."""
+    if not (job.folder / "metrics.json").exists():
+        return None
+    record = runs.read(job.folder)
+    return record if record.config.key == job.config.key and (record.weights or not job.method.trains) else None
+
+
+def _loaded(job: Job, record: runs.Run) -> Job:
+    print(f"{job.experiment.name}, {job.method.name}: loaded from the record of {record.date}; "
+          f"FORCE = True (--force) runs it again.")  # fmt: skip
+    return replace(job, record=record)
 
 
 def train(job: Job) -> None:
@@ -209,9 +233,15 @@ def _is_of(folder: Path, config: runs.RunConfig) -> bool:
     return (folder / "config.json").exists() and runs.read_config(folder / "config.json").key == config.key
 
 
+def _is_complete(job: Job) -> bool:
+    """Whether an unfinished run lacks nothing but the move into its place."""
+    return (job.partial / "metrics.json").exists() and _is_of(job.partial, job.config)
+
+
 def _publish(job: Job) -> None:
     """Move a complete record into place, whatever was there before, without what only training needed."""
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    for folder in (job.checkpoints, *job.partial.glob("*.damaged")):
+        shutil.rmtree(folder, ignore_errors=True)
     (job.partial / "training.json").unlink(missing_ok=True)
     old = job.folder.with_name(f"{job.folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -219,3 +249,4 @@ def _publish(job: Job) -> None:
         job.folder.rename(old)
     job.partial.rename(job.folder)
     shutil.rmtree(old, ignore_errors=True)
+    locks.release(job.partial)
