@@ -88,7 +88,7 @@ def body(run: Run, test: datasets.Dataset, scores: pd.DataFrame, code: str, merg
     settings = ", ".join(f"{name} {value}" for name, value in asked.settings.items() if value is not None)
     bits = asked.options.get("quantization")
     limits = [
-        "English dialogues of a few turns between two people, as in the training data; it writes one short summary.",
+        "Made for dialogues like those of its training data (see there), in their language.",
         f"A prompt longer than {asked.max_prompt_tokens:,} tokens was cut in training and scoring; cut yours too.",
         "Summaries can be wrong: who said what, negations and numbers are not checked, and ROUGE does not see it.",
         *([f"{len(scores)} test dialogues: a difference smaller than the intervals says nothing."]),

@@ -1,13 +1,43 @@
 """Files that a kill, a full disk or a copy has cut short: found before they are used, and set aside."""
 
+import contextlib
+import errno
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors
 
 CHECKPOINT = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # what Trainer needs to go on, beside the weights
+
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # disk, file size, quota
+_FULL_TEXTS = (*(f"os error {number}" for number in _FULL), "file write failed", "unexpected pos")  # Rust's, PyTorch's
+
+
+class DiskFull(OSError):
+    """A file could not be written for want of room; the message says where and what to do."""
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Write files below a folder, which need not exist yet.
+
+    Raises:
+        DiskFull: There was no room, as the system, safetensors or PyTorch say each in their own way.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if isinstance(error, DiskFull) or not (full or any(text in str(error) for text in _FULL_TEXTS)):
+            raise
+        there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+        raise DiskFull(
+            f"There is no room to write to {folder} ({shutil.disk_usage(there).free / 2**30:.1f} GiB are free; or is "
+            f"it a quota?). Make room, and the same command goes on. Finished records are as they were."
+        ) from error
 
 
 def first(folder: Path) -> Path | None:
@@ -67,7 +97,13 @@ def _why_useless(checkpoint: Path) -> str | None:
         return "its weights are missing"
     if bad := first(checkpoint):
         return f"{bad.name} is damaged"
-    best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")).get("best_model_checkpoint")
-    if best and not (checkpoint.parent / Path(best).name).exists():
-        return f"the best checkpoint so far, {Path(best).name}, is not there"
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    if state["best_model_checkpoint"]:
+        best = checkpoint.parent / Path(state["best_model_checkpoint"]).name
+        if not best.exists():
+            return f"the best checkpoint so far, {best.name}, is not there"
+        if str(best) != state["best_model_checkpoint"]:
+            # Moved, or named from another folder: Trainer would take the last weights for the best, without a word.
+            file.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}), encoding="utf-8")
     return None

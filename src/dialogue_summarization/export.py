@@ -114,7 +114,7 @@ def _metadata(run: runs.Run, scores: object, merged: bool) -> ModelCardData:
         for name in TYPES
     ]
     return ModelCardData(
-        language="en",
+        language="en" if dataset in LICENCES else None,
         license=LICENCES.get(model),
         base_model=base if on_hub else None,
         base_model_relation=("adapter" if is_adapter else "finetune") if on_hub else None,

@@ -206,15 +206,15 @@ def count_parameters(network: torch.nn.Module) -> dict[str, int]:
 def save(model: Model, folder: Path, base: str) -> None:
     """Write a model, or its adapter alone, as safetensors, with its tokenizer: whole, or not at all.
 
-    `base` is what an adapter's files call the model it belongs to.
+    `base` is what an adapter's files call the model it belongs to. Raises `damage.DiskFull`.
     """
     for config in getattr(model.network, "peft_config", {}).values():
         config.base_model_name_or_path = base
     temporary = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    with hardware.quiet():
+    with hardware.quiet(), damage.writing(folder):
         model.network.save_pretrained(temporary)
-    model.tokenizer.save_pretrained(temporary)
+        model.tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's: a form that nobody filled in, with this machine's paths
     temporary.rename(folder)
 

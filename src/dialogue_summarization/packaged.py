@@ -43,7 +43,7 @@ def folder() -> Path:
         damage.set_aside(folder)
     print(f"Converting {source.name} once, into {folder.parent} ...", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with damage.writing(folder.parent), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         _convert(source, Path(temporary) / "model")
         try:
             (Path(temporary) / "model").rename(folder)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import damage
 from .data import ROOT, read_rows
 from .experiments import METHODS, ConfigurationError, Experiment, Generation
 
@@ -106,17 +107,19 @@ class Run:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write JSON: whole, or not at all."""
+    """Write JSON: whole, or not at all. Raises `damage.DiskFull`."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    with damage.writing(path.parent):
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write CSV in UTF-8 with LF lines: whole, or not at all."""
+    """Write CSV in UTF-8 with LF lines: whole, or not at all. Raises `damage.DiskFull`."""
     temporary = path.with_suffix(".partial")
-    table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    os.replace(temporary, path)
+    with damage.writing(path.parent):
+        table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        os.replace(temporary, path)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -142,7 +145,7 @@ def read(folder: Path) -> Run:
             config=read_config(folder / "config.json"),
             environment=read_json(folder / "environment.json"),
             metrics=read_json(folder / "metrics.json"),
-            predictions=pd.DataFrame(read_rows(folder / "predictions.csv")),
+            predictions=_read_predictions(folder / "predictions.csv"),
             log=pd.read_csv(log) if log.exists() else pd.DataFrame(),
             likelihood=pd.read_csv(likelihood) if likelihood.exists() else pd.DataFrame(),
         )
@@ -152,6 +155,13 @@ def read(folder: Path) -> Run:
         raise RecordError(
             f"The record in {folder} cannot be read ({error}). Move the folder away and run again."
         ) from None
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    table = pd.DataFrame(read_rows(path))
+    if not {"id", "prediction"} <= set(table) or table[["id", "prediction"]].isna().any(axis=None):
+        raise ValueError(f"{path.name} does not have an id and a prediction in each row")
+    return table
 
 
 def read_json(path: Path) -> dict:

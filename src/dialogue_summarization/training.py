@@ -22,7 +22,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
-from . import fast, hardware
+from . import damage, fast, hardware
 from .energy import Energy
 from .experiments import Generation, Method, Settings
 from .generation import summarize
@@ -228,6 +228,11 @@ class SummarizationTrainer(Trainer):
         self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
         self.joules = None if kwargs.get("resume_from_checkpoint") else energy.joules  # not of earlier sittings
         return output
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, with one clear error where the disk is full."""
+        with damage.writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Trainer's, but for tied weights, which a checkpoint holds once: T5's embeddings have three names."""
