@@ -21,6 +21,7 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study compare RUN RUN                     are they different, and how sure is that?
   study models                              base models, their weights and memory, and what fits this machine
   study summarize RUN FILE                  a summary from a trained model; - reads the dialogue from standard input
+  study doctor                              what this machine has, and which experiments it can run
   study export RUN DIR                      a trained model or adapter with its card, for others to load
 """
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
@@ -113,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
     export.add_argument("--merge", action="store_true", help="a whole model, with the adapter in its weights")
     export.set_defaults(run=_export)
+    doctor = commands.add_parser("doctor", help="what this machine has, and which experiments it can run")
+    doctor.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are written (default: outputs)")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -233,3 +237,13 @@ def _export(options: argparse.Namespace) -> int:
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}.")
     print("It loads with transformers and peft alone, and writes what the run's own model writes.")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import doctor, runs
+
+    text, reasons = doctor.report((options.outputs or runs.OUTPUTS).resolve())
+    print(text)
+    for reason in reasons:
+        print(f"study: the quickstart cannot run: {reason}", file=sys.stderr)
+    return 1 if reasons else 0

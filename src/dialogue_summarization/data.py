@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
+from . import hub
 from .experiments import SAMPLE_DATA, Experiment
 
 SPLITS = ("train", "validation", "test")
@@ -47,11 +48,13 @@ def load_source(source: str) -> datasets.DatasetDict:
     if source == SAMPLE_DATA or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise DataError(f"There is no folder {source!r}. Give a folder with train, validation and test, or a Hub id.")
     try:
-        raw = datasets.load_dataset(source)
+        with hub.caches_alone_if_silent() as reason:
+            raw = datasets.load_dataset(source)
     except Exception as error:
+        reason = reason or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
         raise DataError(
-            f"The data set {source!r} could not be loaded from the Hugging Face Hub ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0][:200]}). Without a network, give a folder with the same files "
+            f"The data set {source!r} is not in the cache and could not be loaded from the Hugging Face Hub "
+            f"({reason}). Try again when it answers. Without a network, give a folder with the same files "
             f"(--dataset PATH), or run the experiment quickstart, which needs none."
         ) from error
     missing = [split for split in SPLITS if split not in raw]

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import damage, hardware, packaged, quantization
+from . import damage, hardware, hub, packaged, quantization
 from .architectures import targets
 from .experiments import PACKAGED_MODEL, Experiment, Method
 from .packaged import ModelError
@@ -92,12 +92,14 @@ def resolve(model: str) -> str:
             raise ModelError(f"{folder} holds no model: config.json is missing.")
         return str(folder)
     try:
-        return _snapshot(model)
+        with hub.caches_alone_if_silent() as reason:
+            return _snapshot(model)
     except Exception as error:
         raise ModelError(
             f"The model {model!r} is not in the cache and could not be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}). Without a network, run the experiment quickstart, whose model is packaged, or "
-            f"give a folder that holds the model's config.json, tokenizer and safetensors."
+            f"({reason or type(error).__name__}). Try again when it answers; what was fetched is kept. Without a "
+            f"network, run the experiment quickstart, whose model is packaged, or give a folder that holds the model's "
+            f"config.json, tokenizer and safetensors (--model PATH)."
         ) from error
 
 

@@ -35,7 +35,7 @@ class ModelError(RuntimeError):
 def folder() -> Path:
     """The folder with the packaged model as plain safetensors, made from the wheel's GGUF file where it is missing."""
     source = gguf()
-    folder = platformdirs.user_cache_path("dialogue-summarization") / f"{source.stem}-{digest(source)}"
+    folder = cache() / f"{source.stem}-{digest(source)}"
     if folder.exists():
         if not (bad := damage.first(folder)) and (folder / "model.safetensors").exists():
             return folder
@@ -51,6 +51,11 @@ def folder() -> Path:
             if not folder.exists():
                 raise
     return folder
+
+
+def cache() -> Path:
+    """Where conversions are kept."""
+    return platformdirs.user_cache_path("dialogue-summarization")
 
 
 def gguf() -> Path:
