@@ -212,7 +212,10 @@ def _summarize(options: argparse.Namespace) -> int:
     from .generation import summarize
 
     run = runs.find(options.record, reference=False)[0]
-    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
+    if options.file == "-":
+        text = data.decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = data.read_text(Path(options.file))
     if not text.strip():
         raise data.DataError("The dialogue is empty.")
     chosen = run.experiment
