@@ -2,11 +2,13 @@
 
 import contextlib
 import itertools
+import os
 import pickle
 import shutil
 import sys
 
 import pytest
+import torch
 from conftest import save_tiny, tiny_experiment
 
 from dialogue_summarization import damage, models, packaged, runs, study, trainer_parts, training
@@ -122,6 +124,22 @@ def test_pickled_weights_are_refused(interrupted, tmp_path):
         (folder / name).write_bytes(pickle.dumps(Bomb()))
         with pytest.raises(ModelError, match="safetensors"):
             models.reload(experiment, folder)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_objects_in_a_checkpoint_are_refused(interrupted, tmp_path, name):
+    experiment, _, outputs = interrupted
+    outputs, ran = shutil.copytree(outputs, tmp_path / "outputs"), tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(ran),)
+
+    checkpoint = outputs / "tiny" / "full" / "seed-0.partial" / "checkpoints" / "checkpoint-6"
+    torch.save(Bomb(), checkpoint / name)
+    with pytest.raises(ModelError, match=r"checkpoint-6 holds an object .* goes on"):
+        make(experiment, "full", outputs)
     assert not ran.exists()
 
 

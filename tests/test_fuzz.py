@@ -109,7 +109,7 @@ def test_any_dialogue_is_encoded_within_the_limit(tiny_families, dialogue, repea
 @given(summaries=st.lists(texts, min_size=5, max_size=5))
 def test_any_summaries_are_recorded_and_scored(tmp_path_factory, tiny_data, summaries):
     summaries = [text.encode("utf-8", "ignore").decode().strip() for text in summaries]  # as a tokenizer's text is
-    file, test = tmp_path_factory.getbasetemp() / "fuzz.csv", split_of(tiny_data)
+    file, test = tmp_path_factory.getbasetemp() / "summaries.csv", split_of(tiny_data)
     runs.write_csv(file, pd.DataFrame({"id": test["id"], "prediction": summaries}))
     assert [row["prediction"] for row in data.read_rows(file)] == summaries
     try:

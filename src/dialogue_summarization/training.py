@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import time
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from .energy import Energy
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .models import Model, packs
+from .packaged import ModelError
 from .rouge import score_all
 from .tokenization import IGNORED, Family
 from .trainer_parts import GroupedByLength, Progress, TimedCheckpoint
@@ -219,12 +221,23 @@ class SummarizationTrainer(Trainer):
         return time.perf_counter() - self._clock - self._not_training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes and `joules`, None where they are not known."""
+        """Trainer's; leaves `train_seconds`, and `peak_memory` in bytes and `joules`, None where they are not known.
+
+        Raises:
+            ModelError: A checkpoint's pickles hold more than tensors and numbers.
+        """
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
         self._clock = None
-        with hardware.PeakMemory() as peak, Energy() as energy:
-            output = super().train(*args, **kwargs)
+        try:
+            with hardware.PeakMemory() as peak, Energy() as energy:
+                output = super().train(*args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise ModelError(
+                f"{kwargs.get('resume_from_checkpoint')} holds an object in place of the state of an optimizer or a "
+                f"scheduler. It was not read, since that could run its code. Remove the folder, and the same command "
+                f"goes on."
+            ) from error
         self.train_seconds, self.peak_memory = self.training_seconds(), peak.bytes
         self.joules = None if kwargs.get("resume_from_checkpoint") else energy.joules  # not of earlier sittings
         return output
