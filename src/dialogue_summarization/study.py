@@ -14,7 +14,7 @@ import pandas as pd
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import data, hardware, likelihood, models, processes, runs
+from . import damage, data, hardware, likelihood, locks, models, processes, runs
 from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
@@ -94,7 +94,13 @@ def prepare(
     """Check the data and find out what there is of a run: its finished record, or files of an interrupted one.
 
     A run is done when its key matches and its weights are there. Files of an interrupted run with another key are
-    removed. `force` sets a finished record aside, which is replaced only when the new one is complete.
+    removed, damaged ones set aside. `force` sets a finished record aside, which is replaced only when the new one is
+    complete. A run to be made is this process's own from here until `finish`, or the process's end.
+
+    Raises:
+        DataError: The data cannot be used.
+        RecordError: The run's record is damaged.
+        RunBusy: Another process is making the run.
     """
     splits = data.load(experiment)
     settings = experiment.settings_for(method)
@@ -123,23 +129,42 @@ def prepare(
 
 def _found(job: Job, force: bool) -> Job:
     """The job with what there is of it on disk, and nothing else left there."""
-    name, folder, config = f"{job.experiment.name}, {job.method.name}", job.folder, job.config
-    if (job.partial / "metrics.json").exists() and _is_of(job.partial, config):
+    if not force and not _is_complete(job) and (record := _record(job)):
+        return _loaded(job, record)
+    locks.hold(job.partial)
+    if _is_complete(job):
         _publish(job)  # killed between the last file and the move
-    if (folder / "metrics.json").exists() and not force:
-        record = runs.read(folder)
-        if record.config.key == config.key and (record.weights or not job.method.trains):
-            print(f"{name}: loaded from the record of {record.date}; FORCE = True (--force) runs it again.")
-            return replace(job, record=record)
-        print(f"{name}: the record of {record.date} has other settings or no weights; "
+        locks.hold(job.partial)
+    if not force and (record := _record(job)):
+        locks.release(job.partial)
+        return _loaded(job, record)
+    name, config = f"{job.experiment.name}, {job.method.name}", job.config
+    if not force and (job.folder / "metrics.json").exists():
+        print(f"{name}: the record of {runs.read(job.folder).date} has other settings or no weights; "
               f"it is replaced when the new run is done.")  # fmt: skip
     if job.partial.exists() and not _is_of(job.partial, config):
         shutil.rmtree(job.partial)
     job.partial.mkdir(parents=True, exist_ok=True)
     runs.write_json(job.partial / "config.json", asdict(config))
+    for line in damage.clean(job.partial):
+        print(line)
     if job.checkpoint:
         print(f"{name}: going on from {Path(job.checkpoint).name}.")
     return job
+
+
+def _record(job: Job) -> runs.Run | None:
+    """The run's finished record, if there is one that serves."""
+    if not (job.folder / "metrics.json").exists():
+        return None
+    record = runs.read(job.folder)
+    return record if record.config.key == job.config.key and (record.weights or not job.method.trains) else None
+
+
+def _loaded(job: Job, record: runs.Run) -> Job:
+    print(f"{job.experiment.name}, {job.method.name}: loaded from the record of {record.date}; "
+          f"FORCE = True (--force) runs it again.")  # fmt: skip
+    return replace(job, record=record)
 
 
 def train(job: Job) -> None:
@@ -224,11 +249,17 @@ def _is_of(folder: Path, config: runs.RunConfig) -> bool:
     return (folder / "config.json").exists() and runs.read_config(folder / "config.json").key == config.key
 
 
+def _is_complete(job: Job) -> bool:
+    """Whether an unfinished run lacks nothing but the move into its place."""
+    return (job.partial / "metrics.json").exists() and _is_of(job.partial, job.config)
+
+
 def _publish(job: Job) -> None:
     """Move a complete record into place, whatever was there before, without what only training needed."""
     if not processes.is_first():
         return
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    for folder in (job.checkpoints, *job.partial.glob("*.damaged")):
+        shutil.rmtree(folder, ignore_errors=True)
     (job.partial / "training.json").unlink(missing_ok=True)
     old = job.folder.with_name(f"{job.folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -236,3 +267,4 @@ def _publish(job: Job) -> None:
         job.folder.rename(old)
     job.partial.rename(job.folder)
     shutil.rmtree(old, ignore_errors=True)
+    locks.release(job.partial)

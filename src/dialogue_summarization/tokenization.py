@@ -34,6 +34,9 @@ class Family(Protocol):
     fixed_attention: ClassVar[str | None]  # the attention implementation that batches from `fixed` need
     label_shift: ClassVar[int]  # logits at position i are scored against the label at i + label_shift
 
+    def render(self, dialogue: str) -> str:
+        """A dialogue as the text that the tokenizer gets."""
+
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """A dialogue, and the summary to learn, as `input_ids`, `labels` (with a summary), `length`, `truncated`."""
 
@@ -132,6 +135,10 @@ class EncoderDecoder:
             use_cache=False,
         ).logits
 
+    def render(self, dialogue: str) -> str:
+        """See `Family`."""
+        return dialogue.join(self._around)
+
     @cached_property
     def _around(self) -> tuple[str, str]:
         return _split(prompt(_HERE, self.prompt))
@@ -229,6 +236,10 @@ class DecoderOnly:
             past_key_values=read.past_key_values,
         )
         return torch.cat([read.logits[owners], following.logits], dim=1)
+
+    def render(self, dialogue: str) -> str:
+        """See `Family`."""
+        return dialogue.join(self._around)
 
     @cached_property
     def _around(self) -> tuple[str, str]:

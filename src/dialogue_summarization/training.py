@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import time
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,13 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
-from . import fast, fitting, hardware, processes
+from . import damage, fast, fitting, hardware, processes
 from .energy import Energy
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .halving import HalvingTrainer
 from .models import Model, has_virtual_tokens, packs
+from .packaged import ModelError
 from .rouge import means
 from .tokenization import IGNORED, Family
 from .trainer_parts import EpochMean, EventFiles, GroupedByLength, Progress
@@ -276,10 +278,20 @@ class SummarizationTrainer(HalvingTrainer):
         return super().train(*args, **kwargs)
 
     def attempt(self, checkpoint: str | bool | None, **kwargs: Any) -> Any:
-        """See `HalvingTrainer`."""
+        """See `HalvingTrainer`.
+
+        Raises:
+            ModelError: The checkpoint's pickles hold more than tensors and numbers.
+        """
         self._clock = self._graphs = None
-        with hardware.PeakMemory() as peak, Energy() as energy:
-            output = super().attempt(checkpoint, **kwargs)
+        try:
+            with hardware.PeakMemory() as peak, Energy() as energy:
+                output = super().attempt(checkpoint, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise ModelError(
+                f"{checkpoint} holds an object in place of the state of an optimizer or a scheduler. It was not read, "
+                f"since that could run its code. Remove the folder, and the same command goes on."
+            ) from error
         self.peak_memory = processes.combined(max, peak.bytes)
         self.joules = processes.combined(sum, None if checkpoint else energy.joules)  # not of earlier sittings
         if self._mean:
@@ -287,6 +299,11 @@ class SummarizationTrainer(HalvingTrainer):
             self.evaluate()
         self.train_seconds = self.training_seconds()
         return output
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, with one clear error where the disk is full."""
+        with damage.writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Trainer's, but for tied weights, which a checkpoint holds once: T5's embeddings have three names."""
