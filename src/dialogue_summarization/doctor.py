@@ -16,8 +16,8 @@ from .experiments import EXPERIMENTS, PACKAGED_MODEL, SAMPLE_DATA, Experiment
 
 PACKAGES = (*runs.PACKAGES, "huggingface-hub", "safetensors", "bitsandbytes")
 PACKAGED_WEIGHTS = BASE_MODELS["SmolLM2-135M-Instruct"].parameters
-# Activations and libraries beside weights, gradients and optimizer: quickstart's full run took 4.1 GB in all on a CPU.
-OTHER_MEMORY = 2 * hardware.GIB
+# Activations and libraries beside weights, gradients and optimizer: quickstart's full run took 5.4 GB in all on a CPU.
+OTHER_MEMORY = 3 * hardware.GIB
 
 
 def report(outputs: Path = runs.OUTPUTS) -> tuple[str, list[str]]:
@@ -103,10 +103,12 @@ def _memory(experiment: Experiment) -> int:
 def _disk(experiment: Experiment) -> int:
     """Bytes while every weight is trained: the base and the result, and checkpoints with the optimizer's moments.
 
-    Of these there are the best, the last, and the one that is being written, where there is more than one epoch.
+    Of these there are the best, the last, and the one that is being written, where there is more than one epoch; and
+    the weights at the ends of the epochs that are averaged.
     """
-    checkpoints = 3 if experiment.settings["full"].epochs > 1 else 1
-    return _weights(experiment) * (4 + 4 + 12 * checkpoints)
+    settings = experiment.settings["full"]
+    checkpoints = 3 if settings.epochs > 1 else 1
+    return _weights(experiment) * (4 + 4 + 12 * checkpoints + 4 * settings.averaged_epochs)
 
 
 def _free(folder: Path) -> int:

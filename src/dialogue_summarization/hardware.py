@@ -128,7 +128,7 @@ def require_memory(model: str | Path) -> None:
     if needed > free:
         raise NotEnoughMemory(
             f"The model in {model} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
-            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 3 GiB."
+            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GiB."
         )
 
 
