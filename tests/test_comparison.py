@@ -136,6 +136,8 @@ def test_verdicts(noisy, shift, spread, expected):
 def test_seeds_are_named_and_a_system_alone_has_no_pairs(noisy):
     pair = [noisy("one", 0.05, 0.02, seeds=3), noisy("other", 0, 0.02, seeds=3)]
     assert comparison.sentences(pair, "rouge1")[0].endswith("(over 3 and 3 seeds).")
+    each = sorted(seed.mean() for seed in pair[0].scores("rougeL"))
+    assert comparison.scores(pair)["seeds"]["one"] == f"3: {each[0]:.3f} to {each[2]:.3f}"
     assert comparison.sentences(pair[:1], "rouge1") == [] and comparison.pairwise(pair[:1], "rouge1").empty
     assert "nothing to compare" in comparison.resolution(pair[:1], "rouge1")
 

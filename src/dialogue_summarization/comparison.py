@@ -31,6 +31,8 @@ def everyone(runs: Sequence[Run], test: datasets.Dataset, folder: str | None = N
 def standings(systems: Sequence[System], test: datasets.Dataset | None = None) -> pd.DataFrame:
     """A row a system, by kind and then best first: ROUGE with intervals, and the share of the way to the humans.
 
+    Where there are several seeds their number is followed by the lowest and the highest ROUGE-L.
+
     The share is of ROUGE-L, 0 % being the best baseline and 100 % the humans; it is left out where the humans do not
     stand clearly above the baselines, since there is no way to go then. With `test` published systems whose
     predictions are not here are rows too, from the committed table.
@@ -56,7 +58,13 @@ def scores(systems: Sequence[System]) -> pd.DataFrame:
 def _standing(one: System) -> dict[str, object]:
     row: dict[str, object] = {"system": one.name, "what": one.kind, "score": one.score("rougeL")}
     row |= {HEADINGS[name]: with_interval(one.score(name), one.interval(name)) for name in TYPES}
-    return row | {"seeds": len(one.mean) if one.kind == "run" else "–"}
+    return row | {"seeds": _seeds(one) if one.kind == "run" else "–"}
+
+
+def _seeds(one: System) -> str:
+    """How many, and from what ROUGE-L to what."""
+    each = one.scores("rougeL").mean(axis=1)
+    return str(len(each)) if len(each) == 1 else f"{len(each)}: {each.min():.3f} to {each.max():.3f}"
 
 
 def _recorded(name: str, row: pd.Series) -> dict[str, object]:

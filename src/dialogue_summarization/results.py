@@ -47,7 +47,8 @@ def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
     }
     parts = [
         f"# Results of {first.config.experiment}",
-        "Mean F1 with 95 % intervals over dialogues (bootstrap; over seeds too where there are several).",
+        "Mean F1 with 95 % intervals over dialogues (bootstrap; over seeds too where there are several: their number, "
+        "lowest and highest ROUGE-L stand beside).",
         to_markdown(comparison.standings(systems, test)),
         "## Differences in ROUGE-L",
         "\n".join(f"- {line}" for line in comparison.sentences(ours, "rougeL")) or "There is one system.",
