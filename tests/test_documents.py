@@ -25,7 +25,9 @@ from dialogue_summarization import (
     systems,
 )
 
-DOCUMENTS = ("README.md", "GPU_OPTIMIZATION_GUIDE.md", "data/README.md")
+DOCUMENTS = (
+    "README.md", "GPU_OPTIMIZATION_GUIDE.md", "data/README.md", "docs/from_the_course_lab.md", "notebooks/README.md",
+)  # fmt: skip
 
 
 NAMES = ("quickstart", "smollm2-dialogsum")
