@@ -82,12 +82,21 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, when all went well: NCCL warns of those that do not."""
+    """End this process, when all went well and nothing is left to do, where it is one of several.
+
+    NCCL warns of those that do not part. Of gloo's threads one may still run when Python ends, which aborts the process
+    ("terminate called without an active exception"): CPU processes end without looking back.
+    """
     if count() > 1:
         import torch.distributed
 
         wait()
-        torch.distributed.destroy_process_group()
+        if torch.cuda.is_available():
+            torch.distributed.destroy_process_group()
+        else:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def wait() -> None:
