@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainingArguments
 
-from . import data, experiments, hardware, models, processes, runs, small_cards
+from . import data, experiments, hardware, models, processes, runs, shapes, small_cards
 from .experiments import Generation, Settings
 from .generation import summarize
 from .parallel import trainer_class
@@ -192,15 +192,20 @@ def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str
 def measure_small_card(name: str, splits: datasets.DatasetDict) -> dict[str, Any]:
     """What `small_cards.measure` finds, for the name `fits-8` or `fits-8-packed`."""
     gib, _, packed = name.removeprefix("fits-").partition("-")
-
-    def fresh(model: str, method: str) -> models.Model:
-        return build(Entry(name, model, method))
-
     return {
         "name": name,
         "gib": float(gib),
-        "runs": small_cards.measure(float(gib), splits, fresh, rows_for, bool(packed)),
+        "runs": small_cards.measure(float(gib), splits, _fresh, rows_for, bool(packed)),
     }
+
+
+def measure_shape(name: str, splits: datasets.DatasetDict) -> dict[str, Any]:
+    """What `shapes.measure` finds, for one of `shapes.NAMES`."""
+    return shapes.measure(name, splits, _fresh)
+
+
+def _fresh(model: str, method: str) -> models.Model:
+    return build(Entry("", model, method))
 
 
 def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
@@ -220,7 +225,7 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
             "device": entry["device"],
         }
         for entry in found
-        if "samples_per_second" in entry
+        if "step_milliseconds" in entry
     ]
     order = ["model", "run", "steps"]
     return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False]).set_index("model")
@@ -229,15 +234,15 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
 def main() -> None:
     """Measure what is named, and write it to `outputs/benchmarks`."""
     parser = argparse.ArgumentParser("benchmark", description=__doc__)
-    names = f"{', '.join(ENTRIES)}, generate-beams1, fits-8 (GiB), fits-8-packed"
+    names = f"{', '.join((*ENTRIES, *shapes.NAMES))}, generate-beams1, fits-8 (GiB), fits-8-packed"
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {names}, ...")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM)
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
     parser.add_argument("--outputs", type=Path, default=runs.OUTPUTS / "benchmarks")
     options = parser.parse_args()
     processes.join()
-    splits = data.load_source(options.dataset)
-    splits["train"] = splits["train"].select(range(min(6_000, len(splits["train"]))))
+    whole = data.load_source(options.dataset)
+    splits = datasets.DatasetDict(whole | {"train": whole["train"].select(range(min(6_000, len(whole["train"]))))})
     options.outputs.mkdir(parents=True, exist_ok=True)
     for name in options.names:
         if name in ENTRIES:
@@ -245,6 +250,8 @@ def main() -> None:
             if options.batch_size:
                 entry = replace(entry, name=f"{name}-batch{options.batch_size}", batch_size=options.batch_size)
             found = measure_training(entry, splits)
+        elif name in shapes.NAMES:
+            found = measure_shape(name, whole)
         elif name.startswith("fits-"):
             found = measure_small_card(name, splits)
         else:

@@ -68,7 +68,7 @@ def measure(
                 with at_most(gib):
                     row |= _run(build(name, method), splits, GENERATION[name], encode_rows, packed)
             except Exception as error:  # of any kind: the other runs are measured all the same
-                row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                row["failed"] = reason(error)
             found.append(row)
             gc.collect()
             if torch.cuda.is_available():
@@ -102,7 +102,7 @@ def _run(
             model, settings, args=arguments, train_dataset=some,
             eval_dataset=_longest(encode_rows(model, splits["validation"]), LONGEST),
         )  # fmt: skip
-        trainer.add_callback(_StopAfter())
+        trainer.add_callback(StopAfter(SECONDS))
         _reset()
         trainer.train()
         found |= {"steps": trainer.state.global_step, "train_seconds": round(trainer.train_seconds, 1)}
@@ -136,8 +136,16 @@ def _reserved(name: str) -> dict[str, int]:
     return {f"{name}_reserved_bytes": torch.cuda.max_memory_reserved()} if torch.cuda.is_available() else {}
 
 
-class _StopAfter(TrainerCallback):
-    """Ends training after `SECONDS`, counted from the end of the second step: until then it may compile."""
+def reason(error: Exception) -> str:
+    """An error's kind and first line, for a record."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+class StopAfter(TrainerCallback):
+    """Ends training after so many seconds, counted from the end of the second step: until then it may compile."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
     def on_step_end(
         self, args: Any, state: transformers.TrainerState, control: transformers.TrainerControl, **_: Any
@@ -145,4 +153,4 @@ class _StopAfter(TrainerCallback):
         now = time.monotonic()
         if state.global_step <= 2:
             self.start = now
-        control.should_training_stop |= now - self.start > SECONDS
+        control.should_training_stop |= now - self.start > self.seconds
