@@ -1,7 +1,9 @@
 """Two processes make the run that one makes, and say what happened when one of them does not."""
 
+import json
 import signal
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -10,9 +12,12 @@ from conftest import tiny_rows, write_jsonl
 from safetensors.torch import load_file
 
 from dialogue_summarization import (
+    base_models,
+    benchmark,
     cli,
     execution,
     experiments,
+    fitting,
     hardware,
     models,
     parallel,
@@ -134,6 +139,51 @@ def test_training_that_no_device_holds_is_found(monkeypatch):
     monkeypatch.setattr(hardware, "memory", lambda: 19_000_000)
     assert not hardware.holds_training(network)
     assert hardware.holds_training(network.requires_grad_(False))
+
+
+def test_the_benchmark_measures_the_same_training_by_two(places, said):
+    llama, _, dataset, folder = places
+    two_processes.measure(llama, dataset, folder / "measured")
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in (folder / "measured").glob("*.json")}
+    names = ("smollm2-full-plain", "smollm2-lora", "t5-xl-full")
+    assert set(found) == {
+        *names, *(f"{name}-gpus2" for name in (*names, "generate-beams1")), "generate-beams1",
+        "smollm2-full-plain-batch2",
+    }  # fmt: skip
+    for name in names:
+        one, two = found[name], found[f"{name}-gpus2"]
+        assert len(one["losses"]) == {"smollm2-full-plain": 12}.get(name, 6)
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        assert [one["gpus"], two["gpus"], one["sharded"], two["sharded"]] == [1, 2, False, name == "t5-xl-full"]
+        assert len(one["peak_memory_bytes_each"]) == 1 and len(two["peak_memory_bytes_each"]) == 2
+        assert one["parameters"] == two["parameters"] and one["batch_size"] == two["batch_size"] == 4
+        assert "all_reduce_milliseconds" not in one
+        assert ("all_reduce_milliseconds" in two) == (not two["sharded"])
+
+
+def test_memory_that_a_capped_card_lacks_is_recorded(places, monkeypatch, tmp_path):
+    def build(entry):
+        raise hardware.NotEnoughMemory("Out of memory at step 1: not one dialogue can be trained on.")
+
+    monkeypatch.setattr(benchmark, "build", build)
+    benchmark.main(["t5-xl-full", "--dataset", str(places[2]), "--outputs", str(tmp_path)])
+    found = json.loads((tmp_path / "t5-xl-full.json").read_text("utf-8"))
+    assert found["failed"].startswith("NotEnoughMemory: Out of memory at step 1") and found["gib"] == 40
+
+
+def test_an_xl_is_sharded_between_two_cards_of_40_gib_and_fits(monkeypatch):
+    with torch.device("meta"):
+        network = benchmark.t5("t5-xl")
+    assert network.num_parameters() == base_models.BASE_MODELS["flan-t5-xl"].parameters
+    monkeypatch.setattr(hardware, "memory", lambda: 40 * hardware.GIB)
+    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
+    assert not parallel.is_sharded(network, experiments.method("full"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parallel.is_sharded(network, experiments.method("full"))
+    rows = datasets.Dataset.from_list([{"input_ids": [5] * 512, "labels": [5] * 100, "length": 612}] * 8)
+    whole, half = fitting.fits(4, network, rows), fitting.fits(4, network, rows, parts=2)
+    assert whole.bytes > 40 * hardware.GIB
+    assert half.bytes < 40 * hardware.GIB and half.micro_batch * half.accumulation == 4 and not half.checkpointing
 
 
 def test_scaling_by_hand():

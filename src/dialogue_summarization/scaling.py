@@ -41,6 +41,11 @@ def all_reduce_seconds(size: int, processes: int, link: Link) -> float:
     return 2 * (processes - 1) / processes * size / (link.gigabytes * GB)
 
 
+def bus_gigabytes(size: int, processes: int, seconds: float) -> float:
+    """The bandwidth, in GB/s, at which a ring sums `size` bytes in so many seconds: see `all_reduce_seconds`."""
+    return all_reduce_seconds(size, processes, Link("of 1 GB/s", 1)) / seconds
+
+
 def efficiency(step_seconds: float, size: int, processes: int, link: Link) -> float:
     """The share of N times one GPU's samples a second that N GPUs reach, 0 to 1.
 
