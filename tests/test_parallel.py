@@ -17,6 +17,7 @@ from dialogue_summarization import (
     cli,
     execution,
     experiments,
+    figures,
     fitting,
     hardware,
     models,
@@ -159,6 +160,12 @@ def test_the_benchmark_measures_the_same_training_by_two(places, said):
         assert one["parameters"] == two["parameters"] and one["batch_size"] == two["batch_size"] == 4
         assert "all_reduce_milliseconds" not in one
         assert ("all_reduce_milliseconds" in two) == (not two["sharded"])
+    compared = scaling.comparisons(folder / "measured")
+    assert [each.several["name"] for each in compared] == [f"{name}-gpus2" for name in names]
+    assert [each.predicted() is None for each in compared] == [False, True, True]
+    table = scaling.measured(compared)
+    assert list(table["GPUs"]) == [2, 2, 2] and list(table["predicted"] == "–") == [False, True, True]
+    assert len(figures.several_gpus(compared).axes[0].get_yticklabels()) == 3
 
 
 def test_memory_that_a_capped_card_lacks_is_recorded(places, monkeypatch, tmp_path):
@@ -196,3 +203,23 @@ def test_scaling_by_hand():
     assert found == pytest.approx({
         "2 GPUs": 1.5, "4 GPUs": 4 * 30 / 45, "8 GPUs": 8 * 30 / 47.5, "2 machines of 2": 4 * 30 / 180
     })  # fmt: skip
+
+
+def test_measured_speed_beside_the_predicted_by_hand(tmp_path):
+    common = {"model": "smollm2", "method": "full", "fast": True, "sharded": False, "trainable_parameters": 250 * 10**6}
+    common |= {"peak_memory_bytes": scaling.GIB, "peak_memory_bytes_each": [scaling.GIB]}
+    records = (
+        {"gpus": 1, "batch_size": 32, "samples_per_second": 400.0, "step_milliseconds": 80.0},
+        {"gpus": 1, "batch_size": 16, "samples_per_second": 320.0, "step_milliseconds": 50.0},
+        # 10^9 bytes over 2 GPUs at 40 GB/s: 25 ms behind a step of 50 ms.
+        {"gpus": 2, "batch_size": 32, "samples_per_second": 420.0, "step_milliseconds": 76.2,
+         "all_reduce_milliseconds": 25.0, "bus_gigabytes": 40.0},
+        {"gpus": 1, "batch_size": 64, "samples_per_second": 400.0, "step_milliseconds": 160.0, "fast": False},
+    )  # fmt: skip
+    for number, record in enumerate(records):
+        (tmp_path / f"{number}.json").write_text(json.dumps(common | record), encoding="utf-8")
+    (found,) = scaling.comparisons(tmp_path)
+    assert found.times == pytest.approx(1.05)
+    assert found.predicted() == pytest.approx(2 * 320 * 50 / 75)
+    assert scaling.bus_gigabytes(10**9, 2, 0.025) == pytest.approx(40)
+    assert scaling.measured([found]).iloc[0]["predicted"] == "427"

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from . import costs
 from .report import HEADINGS, label
 from .runs import Run
+from .scaling import Comparison
 from .systems import System
 
 # Lightness differs as well as hue.
@@ -112,4 +113,37 @@ def standings(systems: Sequence[System], measure: str = "rougeL") -> Figure:
     ax.set_yticks(range(len(ranked)), [f"{one.name} [{one.kind}]" for one in ranked])
     ax.set(xlabel=f"{HEADINGS[measure]}, with 95 % interval over dialogues")
     ax.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def several_gpus(found: Sequence[Comparison]) -> Figure:
+    """Samples a second on one GPU and on several, beside the prediction; and the losses of both, on top of one another.
+
+    Of those comparisons that one GPU made with the same effective batch.
+    """
+    found = [each for each in found if each.times is not None]
+    figure, (left, right) = _axes(2, width=5.6, height=0.5 * len(found) + 2.2)
+    places = np.arange(len(found))
+    for offset, colour, name, records in (
+        (-0.18, "#9a9a9a", "1 GPU", [each.one for each in found]),
+        (0.18, "#1b3a6b", f"{found[0].several['gpus']} GPUs", [each.several for each in found]),
+    ):
+        rates = [record["samples_per_second"] for record in records]
+        left.barh(places + offset, rates, 0.36, color=colour, label=name)
+    predicted = [(place + 0.18, rate) for place, each in enumerate(found) if (rate := each.predicted())]
+    if predicted:
+        heights, rates = zip(*predicted, strict=True)
+        left.scatter(rates, heights, marker="D", color="#f0b94a", edgecolors="black", label="predicted", zorder=3)
+    left.set_yticks(places, [each.name for each in found])
+    left.set(xlabel="samples a second", title="Speed, the same effective batch")
+    left.invert_yaxis()
+    left.legend(frameon=False)
+    for each, colour in zip(found, list(COLOURS.values()) * len(found), strict=False):
+        for record, style in ((each.one, {}), (each.several, {"linestyle": "none", "marker": "o", "markersize": 4})):
+            steps = record["steps_a_loss"] * (1 + np.arange(len(record["losses"])))
+            label = None if style else each.name
+            right.plot(steps, record["losses"], color=colour, label=label, **style)
+    right.set(xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)",
+              title="Loss: 1 GPU (lines), several (points)")  # fmt: skip
+    right.legend(frameon=False, fontsize="small")
     return figure
