@@ -24,7 +24,7 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainingArguments
 
-from . import data, experiments, hardware, models, processes, runs, scaling, shapes, small_cards
+from . import data, experiments, growth, hardware, models, processes, runs, scaling, shapes, small_cards, whole_study
 from .experiments import Generation, Settings
 from .generation import summarize
 from .parallel import exchange_seconds, is_sharded, trainer_class
@@ -250,6 +250,13 @@ def measure_shape(name: str, splits: datasets.DatasetDict) -> dict[str, Any]:
     return shapes.measure(name, splits, _fresh)
 
 
+def measure_growth() -> dict[str, Any]:
+    """What `growth.measure` finds on this machine."""
+    on_card = hardware.device().type == "cuda"
+    rows = growth.measure(_fresh, growth.points(on_card), *((10, 3) if on_card else (2, 1)))
+    return {"name": "growth" if on_card else "growth-cpu", "points": rows}
+
+
 def _fresh(model: str, method: str) -> models.Model:
     return build(Entry("", model, method))
 
@@ -273,6 +280,8 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
         for entry in found
         if "step_milliseconds" in entry
     ]
+    if not rows:
+        return pd.DataFrame()
     order = ["model", "run", "steps"]
     return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False]).set_index("model")
 
@@ -280,7 +289,8 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is named, and write it to `outputs/benchmarks`."""
     parser = argparse.ArgumentParser("benchmark", description=__doc__)
-    names = f"{', '.join((*ENTRIES, *shapes.NAMES))}, generate-beams1, fits-8 (GiB), fits-8-packed"
+    names = ", ".join((*ENTRIES, *shapes.NAMES, *whole_study.NAMES))
+    names += ", growth, generate-beams1, fits-8 (GiB), fits-8-packed"
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {names}, ...")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM)
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
@@ -301,6 +311,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = measure_training(entry, splits)
         elif name in shapes.NAMES:
             found = measure_shape(name, whole)
+        elif name in whole_study.NAMES:
+            found = whole_study.measure(name, options.dataset)
+        elif name == "growth":
+            found = measure_growth()
         elif name.startswith("fits-"):
             found = measure_small_card(name, splits)
         else:
