@@ -48,7 +48,6 @@ def reference(name):
 def table(name):
     """What the README shows of an experiment's records."""
     made, test = reference(name)
-    made = [run for run in made if run.config.seed == 0]
     results_table = report.results(made, test).rename(index=lambda label: label.removesuffix(" (reference)"))
     device, date = made[0].environment["device"], made[0].date
     about = f"`{report.signature(test)}`\n\nMade on {date}, device: {device} ({made[0].environment['system']})."

@@ -93,19 +93,10 @@ def build(entry: Entry) -> models.Model:
         tokenizer, _ = models.load_family(path, experiments.experiment("quickstart"))
         with hardware.device():  # on the CPU an xl takes a minute to draw
             network = t5(entry.model)
-        base = models.Model(network, tokenizer, EncoderDecoder(tokenizer, 512, 0))
+        base = shapes.folded(models.Model(network, tokenizer, EncoderDecoder(tokenizer, 512, 0)))
     transformers.set_seed(0)
     network = models.adapt(base.network, experiments.method(entry.method))
     return models.Model(network, base.tokenizer, base.family)
-
-
-def rows_for(model: models.Model, rows: datasets.Dataset) -> datasets.Dataset:
-    """The encoded pairs of a split, with token ids that the model's vocabulary has."""
-    rows = encode(rows, model.family)
-    size = model.network.config.vocab_size
-    if size >= len(model.tokenizer):
-        return rows
-    return rows.map(lambda row: {name: [token % size for token in row[name]] for name in ("input_ids", "labels")})
 
 
 def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
@@ -132,7 +123,7 @@ def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, An
 
 def _train(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
     model = build(entry)
-    rows = rows_for(model, splits["train"])
+    rows = encode(splits["train"], model.family)
     settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
     sharded = is_sharded(model.network, experiments.method(entry.method))
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +232,7 @@ def measure_small_card(name: str, splits: datasets.DatasetDict) -> dict[str, Any
     return {
         "name": name,
         "gib": float(gib),
-        "runs": small_cards.measure(float(gib), splits, _fresh, rows_for, bool(packed)),
+        "runs": small_cards.measure(float(gib), splits, _fresh, bool(packed)),
     }
 
 
