@@ -77,6 +77,9 @@ def test_a_card_is_planned_until_it_is_measured(tmp_path):
     assert list(table["measured GiB"]) == ["5.0, halved to 2", "–", "NotEnoughMemory", "–"]
     assert table["at once × accumulated"].iloc[0] == "4 × 8" and table["planned GiB"].iloc[0] == "6.0"
     assert list(table["planned GiB"][1:]) == list(planned["planned GiB"][1:])
+    glance = measured.advice(measured.records(tmp_path)).loc["8 GiB"]
+    assert glance["SmolLM2-135M, full"] == "4 × 8; 5.0, halved to 2 GiB"
+    assert glance["FLAN-T5-Base's shape, full"].endswith("; NotEnoughMemory") and "planned" in glance.iloc[1]
 
 
 def test_parts_add_up_and_adapters_save_what_is_not_trained():
