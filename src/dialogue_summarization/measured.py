@@ -208,7 +208,8 @@ def losses_figure(found: dict[str, Any], name: str = "smollm2-lora") -> Figure:
             ax.plot([every * several * (place + 1) for place in range(len(means))], means, style, marker="o",
                     color="#d9603b" if style == "-" else "#1b3a6b", label=which)  # fmt: skip
     ax.set(xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)")
-    ax.legend(frameon=False)
+    if ax.lines:
+        ax.legend(frameon=False)
     return figure
 
 
