@@ -58,6 +58,14 @@ def test_growth_measures_each_point_and_says_which_failed(build, monkeypatch):
     assert growth.measure(build, wanted[:1], 1, 0)[0]["failed"] == "RuntimeError: CUDA out of memory"
 
 
+def test_the_benchmark_writes_growth_under_the_devices_name(build, monkeypatch):
+    monkeypatch.setattr(benchmark, "_fresh", build)
+    monkeypatch.setattr(growth, "points", lambda on_card: [growth.Point("batch", batch_size=1, tokens=48)])
+    found = benchmark.measure_growth()
+    assert found["name"] == "growth-cpu" and found["points"][0]["samples_per_second"] > 0
+    assert "peak_memory_bytes" not in found["points"][0]
+
+
 @pytest.mark.parametrize("on_card", [True, False])
 def test_one_thing_changes_at_a_time(on_card):
     wanted = growth.points(on_card)
