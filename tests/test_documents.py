@@ -87,8 +87,14 @@ def test_of_dialogsum_three_test_dialogues_are_shown():
     assert len(shown) <= withhold.KEPT and all(name.startswith("test_") for name in shown)
 
 
-def test_the_guides_table_is_that_of_the_benchmarks():
-    assert held("GPU_OPTIMIZATION_GUIDE.md", "benchmarks") == report.to_markdown(benchmark.table())
+def guide():
+    """The tables of the guide, by their marks."""
+    return {"benchmarks": benchmark.table(), "cards": measured.advice(measured.records())}
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "cards"])
+def test_the_guides_tables_are_those_of_the_benchmarks(name):
+    assert held("GPU_OPTIMIZATION_GUIDE.md", name) == report.to_markdown(guide()[name])
 
 
 def block(name):
@@ -124,7 +130,7 @@ def test_the_snippet_in_the_readme_is_of_this_interface(tiny, monkeypatch, capsy
 
 if __name__ == "__main__":
     runs.write_json(measured.FOLDER / "summary.json", measured.summary())
-    blocks = [("GPU_OPTIMIZATION_GUIDE.md", "benchmarks", report.to_markdown(benchmark.table()))]
+    blocks = [("GPU_OPTIMIZATION_GUIDE.md", name, report.to_markdown(table)) for name, table in guide().items()]
     for name in NAMES:
         folder = runs.OUTPUTS / "reference" / name
         results.write(*reference(name), folder)

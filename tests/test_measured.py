@@ -58,6 +58,14 @@ def test_growth_measures_each_point_and_says_which_failed(build, monkeypatch):
     assert growth.measure(build, wanted[:1], 1, 0)[0]["failed"] == "RuntimeError: CUDA out of memory"
 
 
+def test_the_benchmark_writes_growth_under_the_devices_name(build, monkeypatch):
+    monkeypatch.setattr(benchmark, "_fresh", build)
+    monkeypatch.setattr(growth, "points", lambda on_card: [growth.Point("batch", batch_size=1, tokens=48)])
+    found = benchmark.measure_growth()
+    assert found["name"] == "growth-cpu" and found["points"][0]["samples_per_second"] > 0
+    assert "peak_memory_bytes" not in found["points"][0]
+
+
 @pytest.mark.parametrize("on_card", [True, False])
 def test_one_thing_changes_at_a_time(on_card):
     wanted = growth.points(on_card)
@@ -77,6 +85,9 @@ def test_a_card_is_planned_until_it_is_measured(tmp_path):
     assert list(table["measured GiB"]) == ["5.0, halved to 2", "–", "NotEnoughMemory", "–"]
     assert table["at once × accumulated"].iloc[0] == "4 × 8" and table["planned GiB"].iloc[0] == "6.0"
     assert list(table["planned GiB"][1:]) == list(planned["planned GiB"][1:])
+    glance = measured.advice(measured.records(tmp_path)).loc["8 GiB"]
+    assert glance["SmolLM2-135M, full"] == "4 × 8; 5.0, halved to 2 GiB"
+    assert glance["FLAN-T5-Base's shape, full"].endswith("; NotEnoughMemory") and "planned" in glance.iloc[1]
 
 
 def test_parts_add_up_and_adapters_save_what_is_not_trained():

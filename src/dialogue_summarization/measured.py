@@ -4,6 +4,7 @@ Records are the JSON files that `python -m dialogue_summarization.benchmark` wri
 """
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ FOLDER = runs.OUTPUTS / "benchmarks"
 RUNS = (("smollm2", "full"), ("smollm2", "lora-balanced"), ("t5-base", "full"), ("t5-base", "lora-balanced"))
 DIALOGSUM = Lengths(1024, 248, 278, 115)  # of all 12,460 training pairs, in SmolLM2's tokens
 LENGTHS = {"smollm2": DIALOGSUM, "t5-base": replace(DIALOGSUM, prompt=512)}  # where the experiments cut prompts
+LARGE = 79  # GiB of an H100, as CUDA reports it
 COMMAND = "uv run python -m dialogue_summarization.benchmark"
 EXPECTED = (
     *benchmark.ENTRIES, "generate-beams1", "generate-beams4", *(f"fits-{gib}" for gib in small_cards.CARDS),
@@ -41,9 +43,9 @@ def missing(found: dict[str, Any], expected: Sequence[str] = EXPECTED) -> str:
     names = [name for name in expected if name not in found]
     if not names:
         return "Nothing is missing."
-    return (
-        f"Not measured yet: {', '.join(names)}. On the device in question:\n{COMMAND} {' '.join(names)} --dataset PATH"
-    )
+    said = f"Not measured yet: {', '.join(names)}. On the device in question:"
+    lines = (said, f"{COMMAND} {' '.join(names)} --dataset PATH")
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, 110, break_on_hyphens=False))
 
 
 def gains(found: dict[str, Any]) -> pd.DataFrame:
@@ -135,6 +137,19 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
     return pd.DataFrame(rows).set_index("model")
 
 
+def advice(found: dict[str, Any]) -> pd.DataFrame:
+    """`cards` for reading at a glance: a row a card, a column a run; with the H100 that the guide measures on."""
+    table = cards(found, (*small_cards.CARDS, LARGE))
+    rows: dict[str, dict[str, str]] = {}
+    for model, row in table.iterrows():
+        took = row["measured GiB"]
+        said = f"planned {row['planned GiB']} GiB" if took == "–" else took if took.isalpha() else f"{took} GiB"
+        again = ", checkpointing" if row["checkpointing"] == "yes" else ""
+        run = f"{model}, {row['run']}"
+        rows.setdefault(f"{row['card GiB']} GiB", {})[run] = f"{row['at once × accumulated']}{again}; {said}"
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("card")
+
+
 def _measured(run: dict[str, Any]) -> str:
     if "failed" in run:
         return run["failed"].partition(":")[0]
@@ -174,7 +189,7 @@ def parts_figure(table: pd.DataFrame) -> Figure:
         room = gib - memory.CONTEXT / GIB
         if room < 1.3 * max(left):
             ax.axvline(room, color="black", linestyle=":", linewidth=1)
-            ax.annotate(f"{gib} GiB", (room, len(names) - 0.45), ha="center", fontsize="small")
+            ax.annotate(f"{gib} GiB", (room, -0.5), ha="center", va="bottom", fontsize="small")
     ax.invert_yaxis()
     ax.set(xlabel="GiB while training, estimated; dotted: what a card of that size leaves")
     figure.legend(frameon=False, ncols=5, loc="outside lower center", fontsize="small")
@@ -193,7 +208,8 @@ def losses_figure(found: dict[str, Any], name: str = "smollm2-lora") -> Figure:
             ax.plot([every * several * (place + 1) for place in range(len(means))], means, style, marker="o",
                     color="#d9603b" if style == "-" else "#1b3a6b", label=which)  # fmt: skip
     ax.set(xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)")
-    ax.legend(frameon=False)
+    if ax.lines:
+        ax.legend(frameon=False)
     return figure
 
 
@@ -270,7 +286,13 @@ def data_figure(made: Sequence[Run]) -> Figure:
     for run in made:
         if not run.log.empty:
             seen = run.log["step"] * run.config.settings["batch_size"]
-            ax.plot(seen, run.log["seconds"], color=figures.colour_of(run), label=f"{run.name}, seed {run.config.seed}")
+            ax.plot(
+                seen,
+                run.log["seconds"],
+                "--" if run.config.seed else "-",
+                color=figures.colour_of(run),
+                label=f"{run.name}, seed {run.config.seed}",
+            )
     ax.set(xlabel="pairs seen", ylabel="seconds of training", ylim=(0, None))
     ax.legend(frameon=False, fontsize="small")
     return figure
