@@ -180,6 +180,7 @@ def make(point: Point, job: study.Job, compiled: bool) -> dict[str, object]:
     except TrainingDiverged as error:
         print(error)
         row["diverged"] = 1
+    row["train_tokens"] = sum(map(len, trainer.train_dataset["labels"]))
     row |= {"steps": trainer.state.global_step, "steps_are": "fast" if trainer.fast else "plain"}
     row |= models.count_parameters(trainer.model)
     del trainer

@@ -21,6 +21,7 @@ COLUMNS = (
     "epochs",
     "steps",
     "train_dialogues",
+    "train_tokens",  # of their summaries, what there is to learn
     "validation_dialogues",
     "rouge1",  # on the validation dialogues, greedy
     "rouge2",
