@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
-from . import data, experiments, fast, hardware, models, rouge, runs, study, sweep_points, sweep_records
+from . import data, experiments, fast, hardware, models, report, rouge, runs, study, sweep_points, sweep_records
 from .experiments import ConfigurationError, Experiment
 from .packaged import ModelError
 from .sweep_points import Group, Point
@@ -212,9 +212,11 @@ def _trained(trainer: SummarizationTrainer, job: study.Job) -> dict[str, object]
 
 
 def _test(job: study.Job, folder: Path) -> None:
-    """Summarize and score the test split as `study` does, and keep the record without the weights."""
+    """Summarize and score the test split as `study` does; keep the record without the weights, with each score."""
     made = study.finish(job)
     shutil.rmtree(made.weights)
+    scores = report.dialogue_scores(made, job.splits["test"]).round(6)
+    runs.write_csv(made.folder / sweep_records.SCORES, scores.reset_index())
     folder.parent.mkdir(parents=True, exist_ok=True)
     copied = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(copied, ignore_errors=True)

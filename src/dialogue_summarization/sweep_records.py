@@ -41,6 +41,7 @@ COLUMNS = (
     "date",
 )
 ALWAYS = ("key", "method", "learning_rate", "share", "seed", "diverged")
+SCORES = "scores.csv"  # beside the predictions of a tested point: `id`, and a column a type of ROUGE
 MEASURED = ("rouge1", "rouge2", "rougeL", "eval_loss", "loss")
 
 

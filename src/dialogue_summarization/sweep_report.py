@@ -1,10 +1,12 @@
-"""What a sweep's records of the test split say: tables, and sentences that are computed from them."""
+"""What a sweep's records say of the methods and of the data: tables, and sentences that are computed from them.
+
+They need the records alone: what a point scored on each test dialogue is kept beside its summaries.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
 
@@ -13,56 +15,99 @@ from .comparison import LEVEL, verdict
 from .report import HEADINGS, with_interval
 from .rouge import TYPES
 from .significance import compare, holm, resampled_means
-from .systems import System, of_runs
+from .sweep_points import GROUPS
+from .systems import System
 
 BALANCED = "lora-balanced"
 VARIANTS = ("dora", "rslora", "pissa", "lora-plus")  # LoRA with one thing changed, on the same layers
 NEAR = 0.02  # of plain LoRA's score: "within 1 to 2 %" (Lee et al. 2026, arXiv 2602.04998)
+OPEN = "the test dialogues cannot tell"
+
+
+def contents(folder: Path) -> pd.DataFrame:
+    """A row a group: points that were made, and that diverged, minutes and device; for what is missing, who makes it.
+
+    Raises:
+        RecordError: A file is damaged.
+    """
+    rows = []
+    for name in GROUPS:
+        table = sweep_records.read(folder / f"{name}.csv")
+        devices = ", ".join(table["device"].unique())
+        rows.append({
+            "group": name, "points": len(table), "diverged": int(table["diverged"].sum()),
+            "minutes": round(table["seconds"].sum() / 60, 1),
+            "device": devices or f"missing: python -m dialogue_summarization.sweep {name} --outputs DIR, on a GPU",
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("group")
 
 
 def load(folder: Path, name: str) -> pd.DataFrame:
-    """The points of a group and of its repeats, those that diverged left out. Raises `RecordError`."""
+    """The points of a group and of its repeats, without those that diverged. Raises `RecordError`."""
     tables = [sweep_records.read(folder / f"{file}.csv") for file in (name, f"{name}-repeats")]
     table = pd.concat([one for one in tables if len(one)] or tables[:1], ignore_index=True)
     return table[table["diverged"] == 0].reset_index(drop=True)
 
 
-def tested(folder: Path, name: str) -> list[runs.Run]:
-    """The records of the test split that a group and its repeats left. Raises `RecordError`."""
-    groups = (folder / name, folder / f"{name}-repeats")
-    places = sorted(path for group in groups for path in group.glob("*/*/seed-*/metrics.json"))
-    return [runs.read(path.parent) for path in places if "." not in path.parent.name]
+def tested(folder: Path, name: str) -> list[System]:
+    """What a group and its repeats scored on the test split: a system a method and number of training dialogues.
+
+    Raises:
+        RecordError: A record is damaged.
+    """
+    groups: dict[tuple[str, int], list[runs.Run]] = {}
+    for group in (name, f"{name}-repeats"):
+        for path in sorted((folder / group).glob("*/share-*/seed-*/metrics.json")):
+            if "." not in path.parent.name:
+                run = runs.read(path.parent)
+                groups.setdefault((run.name, run.config.dialogues["train"]), []).append(run)
+    return [
+        System(key[0], "run", np.stack([_scores(run) for run in several]), None, None, pd.DataFrame(), tuple(several))
+        for key, several in sorted(groups.items(), key=lambda entry: entry[0])
+    ]
 
 
-def methods(folder: Path, test: datasets.Dataset) -> pd.DataFrame:
-    """A row a method, best first: its best rate of three, test scores, distance to balanced LoRA, and costs.
+def _scores(run: runs.Run) -> np.ndarray:
+    path = run.folder / sweep_records.SCORES
+    try:
+        table = pd.read_csv(path)
+        if list(table["id"].astype(str)) != list(run.predictions["id"]):
+            raise ValueError("its dialogues are not those of predictions.csv")
+        return table[list(TYPES)].to_numpy(dtype=float)
+    except (OSError, ValueError, KeyError) as error:
+        raise runs.RecordError(f"{path} cannot be read ({error}). Move its folder away, and sweep again.") from None
+
+
+def methods(systems: Sequence[System], points: pd.DataFrame) -> pd.DataFrame:
+    """A row a method, best first: its best rate, test scores, distance to balanced LoRA, and what the training took.
 
     A rate marked `<` or `>` is the lowest or highest that was tried: a better one may lie beyond. The distance is in
-    ROUGE-L, in per cent of balanced LoRA's; p-values are corrected for the number of methods (Holm).
+    ROUGE-L, in per cent of balanced LoRA's; the verdict is after Holm's correction for the number of methods.
+
+    Args:
+        systems: As `tested` gives them.
+        points: As `load` gives them.
     """
-    systems = of_runs(tested(folder, "methods"), test)
-    points = load(folder, "methods")
-    rivals = against_balanced(systems)
-    rows = []
+    distances, rows = against_balanced(systems), []
     for one in sorted(systems, key=lambda one: -one.score("rougeL")):
-        [name] = {run.name for run in one.runs}
         rate = one.runs[0].config.settings["learning_rate"]
-        tried = points.loc[points["method"] == name, "learning_rate"]
-        same = points[(points["method"] == name) & np.isclose(points["learning_rate"], rate) & (points["seed"] == 0)]
-        row: dict[str, object] = {"method": name, "rate": f"{_edge(rate, tried)}{rate:.2g}", "seeds": len(one.mean)}
+        own = points[(points["method"] == one.name) & (points["seed"] == one.runs[0].config.seed)]
+        row: dict[str, object] = {
+            "method": one.name,
+            "rate": f"{_edge(rate, own['learning_rate'])}{rate:.2g}",
+            "seeds": len(one.runs),
+        }
         row |= {HEADINGS[kind]: with_interval(one.score(kind), one.interval(kind)) for kind in TYPES[:3]}
-        row["to balanced"], row["verdict"] = "–", "–"
-        if name in rivals:
-            found = rivals[name]
-            row["to balanced"] = f"{found.mean:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
-            row["verdict"] = found.verdict
-        rows.append(row | _costs(same.iloc[0] if len(same) else None))
-    return pd.DataFrame(rows).set_index("method") if rows else pd.DataFrame(columns=["method"]).set_index("method")
+        gap = distances.get(one.name)
+        row["over balanced"] = f"{gap.mean:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]" if gap else "–"
+        row["verdict"] = gap.verdict if gap else "–"
+        rows.append(row | _costs(own[np.isclose(own["learning_rate"], rate)]))
+    return pd.DataFrame(rows).set_index("method") if rows else pd.DataFrame()
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A method's ROUGE-L over balanced LoRA's, as a share of it, with its interval, and what the tests say."""
+    """A method's ROUGE-L over balanced LoRA's, as a share of it, with its 95 % interval, and what the tests say."""
 
     mean: float
     low: float
@@ -72,10 +117,10 @@ class Distance:
 
 def against_balanced(systems: Sequence[System]) -> dict[str, Distance]:
     """Each method's distance to balanced LoRA on the same test dialogues; none where balanced LoRA is not there."""
-    named = {one.runs[0].name: one for one in systems}
-    if BALANCED not in named:
+    named = {one.name: one for one in systems}
+    base = named.pop(BALANCED, None)
+    if base is None:
         return {}
-    base = named.pop(BALANCED)
     gaps = [compare(one.scores("rougeL"), base.scores("rougeL")) for one in named.values()]
     same = [compare(one.scores("rouge1"), base.scores("rouge1")).p_equivalent for one in named.values()]
     corrected = zip(holm([gap.p for gap in gaps]), holm(same), strict=True)
@@ -83,93 +128,84 @@ def against_balanced(systems: Sequence[System]) -> dict[str, Distance]:
     for (name, one), (p, equal) in zip(named.items(), corrected, strict=True):
         ratio = resampled_means(one.scores("rougeL"), system=1) / resampled_means(base.scores("rougeL"), system=2) - 1
         low, high = np.percentile(ratio, [2.5, 97.5])
-        found[name] = Distance(one.score("rougeL") / base.score("rougeL") - 1, low, high, verdict(p, equal))
+        mean = one.score("rougeL") / base.score("rougeL") - 1
+        found[name] = Distance(mean, float(low), float(high), verdict(p, equal))
     return found
 
 
 def variants(systems: Sequence[System]) -> list[str]:
-    """A sentence for each variant of LoRA: whether it lies within 2 % of plain LoRA, and a last one for all."""
-    found = against_balanced(systems)
-    lines, within, outside = [], 0, 0
+    """A sentence for each variant of LoRA, whether it lies within 2 % of plain LoRA; then one for all of them."""
+    found, lines, within, beyond = against_balanced(systems), [], 0, 0
     for name in VARIANTS:
         if name not in found:
             continue
         gap = found[name]
         near, far = gap.low > -NEAR and gap.high < NEAR, gap.low > NEAR or gap.high < -NEAR
-        within, outside = within + near, outside + far
-        said = "within 2 %" if near else "further away than 2 %" if far else "the test dialogues cannot tell"
+        within, beyond = within + near, beyond + far
+        said = f"within {NEAR:.0%}" if near else f"further away than {NEAR:.0%}" if far else OPEN
         between = f"interval {gap.low:+.1%} to {gap.high:+.1%}"
         lines.append(f"{name}: {gap.mean:+.1%} of {BALANCED}'s ROUGE-L, {between}: {said}.")
     if not lines:
         return ["No variants of LoRA are in the records: make the group methods."]
-    count = len(lines)
-    lines.append(
-        f"Of {count} variants {within} are shown to lie within 2 % of plain LoRA, {outside} beyond, and of "
-        f"{count - within - outside} it stays open. The claim is {_claim(within == count, outside > 0)}."
-    )
-    return lines
+    claim = "refuted" if beyond else "confirmed" if within == len(lines) else "neither confirmed nor refuted"
+    return [
+        *lines,
+        f"Of {len(lines)} variants {within} are shown to lie within {NEAR:.0%} of plain LoRA and {beyond} beyond; of "
+        f"{len(lines) - within - beyond} {OPEN}. The claim is {claim} here.",
+    ]
 
 
-def _claim(confirmed: bool, refuted: bool) -> str:
-    return "refuted here" if refuted else "confirmed here" if confirmed else "neither confirmed nor refuted here"
-
-
-def shares(made: Sequence[runs.Run], test: datasets.Dataset) -> pd.DataFrame:
-    """A row a method and number of training dialogues: test scores with intervals."""
-    groups: dict[tuple[str, int], list[runs.Run]] = {}
-    for run in made:
-        groups.setdefault((run.name, run.config.dialogues["train"]), []).append(run)
+def shares(systems: Sequence[System]) -> pd.DataFrame:
+    """A row a method and number of training dialogues: seeds, and test scores with their intervals."""
     rows = []
-    for (name, count), several in sorted(groups.items(), key=lambda entry: (entry[0][0], entry[0][1])):
-        [one] = of_runs(several, test)
-        row: dict[str, object] = {"method": name, "dialogues": count, "seeds": len(several)}
+    for one in systems:
+        row: dict[str, object] = {"method": one.name, "dialogues": _dialogues(one), "seeds": len(one.runs)}
         for kind in TYPES[:3]:
             row |= one.flat(kind)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def data_gaps(made: Sequence[runs.Run], test: datasets.Dataset) -> list[str]:
-    """Full against balanced LoRA on each number of training dialogues, in test ROUGE-L."""
-    groups: dict[int, dict[str, list[runs.Run]]] = {}
-    for run in made:
-        groups.setdefault(run.config.dialogues["train"], {}).setdefault(run.name, []).append(run)
-    both = {count: [of_runs(named[name], test)[0] for name in ("full", BALANCED)]
-            for count, named in sorted(groups.items()) if {"full", BALANCED} <= set(named)}  # fmt: skip
-    gaps = [compare(full.scores("rougeL"), lora.scores("rougeL")) for full, lora in both.values()]
-    corrected = holm([gap.p for gap in gaps])
+def data_gaps(systems: Sequence[System]) -> list[str]:
+    """Full fine-tuning against balanced LoRA for each number of training dialogues, in test ROUGE-L."""
+    named = {(one.name, _dialogues(one)): one for one in systems}
+    counts = sorted(count for name, count in named if name == "full" and (BALANCED, count) in named)
+    both = [(named["full", count], named[BALANCED, count]) for count in counts]
+    gaps = [compare(full.scores("rougeL"), lora.scores("rougeL")) for full, lora in both]
     lines = []
-    for (count, (full, _)), gap, p in zip(both.items(), gaps, corrected, strict=True):
-        winner = "full is ahead" if gap.mean > 0 else f"{BALANCED} is ahead"
-        said = winner if p < LEVEL else "no difference is shown"
-        seeds = f"{len(full.mean)} seed{'s' if len(full.mean) > 1 else ''}"
+    for count, (full, _), gap, p in zip(counts, both, gaps, holm([gap.p for gap in gaps]), strict=True):
+        ahead = "full is ahead" if gap.mean > 0 else f"{BALANCED} is ahead"
         lines.append(
             f"{count:,} dialogues: full minus {BALANCED} is {gap.mean:+.3f} ROUGE-L, interval {gap.low:+.3f} to "
-            f"{gap.high:+.3f}, p (Holm) {p:.3f}, {seeds}: {said}."
+            f"{gap.high:+.3f}, p (Holm) {p:.3f}, seeds: {len(full.runs)}: {ahead if p < LEVEL else OPEN}."
         )
     return lines or ["No learning curve of data is in the records: make the group data."]
 
 
+def _dialogues(one: System) -> int:
+    return one.runs[0].config.dialogues["train"]
+
+
 def _edge(rate: float, tried: pd.Series) -> str:
     """`<` where no lower rate was tried, `>` where no higher one was."""
-    if len(tried) == 0 or tried.nunique() == 1:
+    if tried.nunique() < 2:
         return ""
     return "<" if np.isclose(rate, tried.min()) else ">" if np.isclose(rate, tried.max()) else ""
 
 
-def _costs(point: pd.Series | None) -> dict[str, str]:
-    """What training took, from the point's row."""
-    if point is None:
+def _costs(rows: pd.DataFrame) -> dict[str, str]:
+    """What a point's training took; nothing where its row is not there."""
+    if rows.empty:
         return {}
-    share = point["trainable_parameters"] / point["parameters"]
+    point = rows.iloc[0]
 
-    def shown(name: str, divisor: float, spec: str) -> str:
-        return "–" if pd.isna(point[name]) else format(point[name] / divisor, spec)
+    def shown(name: str, unit: float, spec: str) -> str:
+        return "–" if pd.isna(point[name]) else format(point[name] / unit, spec)
 
     return {
-        "trained": f"{share:.2%}",
+        "trained": f"{point['trainable_parameters'] / point['parameters']:.2%}",
         "training s": shown("train_seconds", 1, ".0f"),
-        "steps": str(point["steps_are"]),
+        "steps": point["steps_are"],
         "peak GB": shown("peak_memory_bytes", 1e9, ".1f"),
         "adapter MB": shown("adapter_bytes", 1e6, ".1f"),
     }
