@@ -24,10 +24,10 @@ COLOURS = {
 MARKERS = {"zero-shot": "o", "full": "s", "lora-efficient": "v", "lora-balanced": "D", "lora-high-performance": "^"}
 
 
-def empty_axes(
+def panels(
     columns: int = 1, width: float = 6.4, height: float = 3.6, *, rows: int = 1, sharey: bool = False
 ) -> tuple[Figure, list[plt.Axes]]:
-    """A white figure with axes in rows and columns, each `width` x `height` inches, to be returned by a cell."""
+    """A white figure and its axes, row by row, each `width` x `height` inches, to be returned by a cell."""
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, sharey=sharey
     )
@@ -45,7 +45,7 @@ def colour_of(run: Run) -> str:
 
 def lengths(splits: Mapping[str, datasets.Dataset]) -> Figure:
     """How long dialogues and references are, in words."""
-    figure, (left, right) = empty_axes(2, width=4.8)
+    figure, (left, right) = panels(2, width=4.8)
     styles = ("-", "--", ":")
     for (split, rows), style in zip(splits.items(), styles, strict=False):
         dialogues = [len(text.split()) for text in rows["dialogue"]]
@@ -61,7 +61,7 @@ def lengths(splits: Mapping[str, datasets.Dataset]) -> Figure:
 
 def loss_curves(runs: Sequence[Run]) -> Figure:
     """Training and validation loss over steps, of the runs that trained."""
-    figure, (ax,) = empty_axes()
+    figure, (ax,) = panels()
     for run in runs:
         if run.log.empty:
             continue
@@ -79,7 +79,7 @@ def cost_against_quality(runs: Sequence[Run], price_an_hour: float | None = None
     """ROUGE-L against each cost that was measured: time, memory, energy, price, weights trained, megabytes to ship."""
     found = {label(run): costs.measures(run, price_an_hour) for run in runs}
     shown = [key for key in costs.COLUMNS if any(entry.get(key) for entry in found.values())]
-    figure, axes = empty_axes(3, width=3, height=2.6, rows=-(-len(shown) // 3), sharey=True)
+    figure, axes = panels(3, width=3, height=2.6, rows=-(-len(shown) // 3), sharey=True)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     for ax, key in zip(axes, shown, strict=False):
@@ -104,7 +104,7 @@ def cost_against_quality(runs: Sequence[Run], price_an_hour: float | None = None
 def standings(systems: Sequence[System], measure: str = "rougeL") -> Figure:
     """Every system's score with its 95 % interval, from the baselines to the humans."""
     ranked = sorted(systems, key=lambda one: one.score(measure))
-    figure, (ax,) = empty_axes(width=7.5, height=0.28 * len(ranked) + 1)
+    figure, (ax,) = panels(width=7.5, height=0.28 * len(ranked) + 1)
     for place, one in enumerate(ranked):
         value, bounds = one.score(measure), np.array(one.interval(measure))
         style = {"human": ("*", "black"), "published": ("P", "#6f6f6f"), "baseline": ("x", "#9a9a9a")}
@@ -124,7 +124,7 @@ def several_gpus(found: Sequence[Comparison]) -> Figure:
     Of those comparisons that one GPU made with the same effective batch.
     """
     found = [each for each in found if each.times is not None]
-    figure, (left, right) = _axes(2, width=5.6, height=0.5 * len(found) + 2.2)
+    figure, (left, right) = panels(2, width=5.6, height=0.5 * len(found) + 2.2)
     places = np.arange(len(found))
     for offset, colour, name, records in (
         (-0.18, "#9a9a9a", "1 GPU", [each.one for each in found]),
