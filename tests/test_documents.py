@@ -18,6 +18,7 @@ from dialogue_summarization import (
     data,
     experiments,
     figures,
+    measured,
     report,
     results,
     runs,
@@ -123,6 +124,7 @@ def test_the_snippet_in_the_readme_is_of_this_interface(tiny, monkeypatch, capsy
 
 
 if __name__ == "__main__":
+    runs.write_json(measured.FOLDER / "summary.json", measured.summary())
     blocks = [("GPU_OPTIMIZATION_GUIDE.md", "benchmarks", report.to_markdown(benchmark.table()))]
     for name in NAMES:
         folder = runs.OUTPUTS / "reference" / name
