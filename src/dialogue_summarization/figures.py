@@ -124,7 +124,7 @@ def several_gpus(found: Sequence[Comparison]) -> Figure:
     Of those comparisons that one GPU made with the same effective batch.
     """
     found = [each for each in found if each.times is not None]
-    figure, (left, right) = _axes(2, width=5.6, height=0.5 * len(found) + 2.2)
+    figure, (left, right) = empty_axes(2, width=5.6, height=0.5 * len(found) + 2.2)
     places = np.arange(len(found))
     for offset, colour, name, records in (
         (-0.18, "#9a9a9a", "1 GPU", [each.one for each in found]),
