@@ -18,6 +18,7 @@ from dialogue_summarization import (
     fast,
     hardware,
     processes,
+    shapes,
     study,
     trainer_parts,
     training,
@@ -63,6 +64,12 @@ def as_if_too_large():
         yield
 
 
+def without_dropout(network):
+    """Of which each process draws its own: losses would differ by it."""
+    shapes.without_dropout(network)
+    return network
+
+
 def measure(llama, dataset, folder):
     """The benchmark on tiny models: SmolLM2's place is taken by a Llama, FLAN-T5-xl's by a tiny shape of its own.
 
@@ -77,6 +84,8 @@ def measure(llama, dataset, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(experiments.EXPERIMENTS, "smollm2-dialogsum", tiny_experiment(llama, dataset))
         patch.setitem(benchmark.T5_SHAPES, "t5-xl", (32, 64, 2, 4))
+        usual = benchmark.t5
+        patch.setattr(benchmark, "t5", lambda shape: without_dropout(usual(shape)))
         patch.setattr(benchmark, "ENTRIES", {entry.name: entry for entry in entries})
         patch.setattr(processes, "leave", processes.wait)
         benchmark.main(["smollm2-full-plain", "smollm2-lora", "generate-beams1", *line])
