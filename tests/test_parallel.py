@@ -142,6 +142,14 @@ def test_training_that_no_device_holds_is_found(monkeypatch):
     assert hardware.holds_training(network.requires_grad_(False))
 
 
+@pytest.mark.parametrize(("rows", "filled"), [(8, 8), (5, 8)])
+def test_rows_that_learn_nothing_make_up_a_multiple(rows, filled):
+    some = datasets.Dataset.from_list([{"input_ids": [5, 6], "labels": [7], "length": 3, "truncated": False}] * rows)
+    found = parallel.filled(some, 4)
+    assert len(found) == filled and found.features == some.features and list(found)[:rows] == list(some)
+    assert all(row["labels"] == [] and row["input_ids"] == [5] for row in list(found)[rows:])
+
+
 def test_the_benchmark_measures_the_same_training_by_two(places, said):
     llama, _, dataset, folder = places
     two_processes.measure(llama, dataset, folder / "measured")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.fx.experimental._config
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -96,28 +95,15 @@ def base_of(network: torch.nn.Module) -> PreTrainedModel:
 
 
 def prepare(network: torch.nn.Module, attention: str | None) -> None:
-    """Set a model up for batches of fixed shapes: their attention, and each block compiled in place.
-
-    Padded batches come in more shapes than packed ones, and T5's blocks take minutes to compile: they are left as they
-    are, but for one function of theirs that PyTorch has as a single kernel.
-    """
-    if attention is None:
-        fuse_activations(network)
-        return
-    base_of(network).set_attn_implementation(attention)
+    """Set a model up for batches of fixed shapes: their attention, and each block compiled in place."""
+    if attention:
+        base_of(network).set_attn_implementation(attention)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on at the slow pace without a word
     torch.fx.experimental._config.use_duck_shape = False  # 64 dialogues of 64 tokens are not alike by being 64
     for block in blocks(network):
-        block.compile()
-
-
-def fuse_activations(network: torch.nn.Module) -> None:
-    """Compute T5's gated GELU in one kernel instead of eight, most of them in fp32; the same within rounding."""
-    for module in network.modules():
-        for name, part in module.named_children():
-            if isinstance(part, NewGELUActivation):
-                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+        # Padded batches come in more shapes than packed ones, and adapters take minutes to compile for any shape.
+        block.compile(dynamic=True if attention is None else None)
 
 
 @contextlib.contextmanager

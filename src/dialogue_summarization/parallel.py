@@ -136,10 +136,11 @@ def filled(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
 
     accelerate would take rows from the beginning, and count them twice in the loss.
     """
+    count = -len(rows) % multiple
+    if not count:
+        return rows
     blank = {name: value[:1] if name == "input_ids" else type(value)() for name, value in rows[0].items()}
-    missing = [blank] * (-len(rows) % multiple)
-    more = datasets.Dataset.from_list(missing, features=rows.features)
-    return datasets.concatenate_datasets([rows, more]) if missing else rows
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_list([blank] * count, features=rows.features)])
 
 
 class Epochs(TrainerCallback):

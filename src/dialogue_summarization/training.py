@@ -329,7 +329,9 @@ class SummarizationTrainer(HalvingTrainer):
         if self._clock is None:
             self.training_seconds()
         step = super().training_step
-        if not self.fast or self.args.gradient_accumulation_steps > 1:  # a graph begins with no gradients
+        # Graphs of T5's steps as they are, in many padded shapes, took more memory and time; one that is captured begins
+        # with no gradients.
+        if not self.fast or not self.parts.family.fixed_attention or self.args.gradient_accumulation_steps > 1:
             return step(model, inputs, num_items_in_batch)
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
