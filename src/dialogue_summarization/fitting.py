@@ -12,6 +12,8 @@ from .hardware import GIB, NotEnoughMemory
 from .memory import Plan
 
 T = TypeVar("T")
+# outputs/benchmarks/growth-cpu.json: pairs of one length take as long each, however many of them there are at once.
+MOST_ON_CPU = 4
 ADVICE = (
     "Close what else uses the memory, shorten what is read (the experiment's max_prompt_tokens), train an adapter "
     "instead of every weight, or take a smaller model: `study models` lists some."
@@ -23,15 +25,16 @@ def fits(
 ) -> Plan:
     """How an effective batch of encoded pairs is held here, for `training_arguments`: see `memory.plan`.
 
-    Without a card by the machine's memory alone, which is seldom short of a CPU's patience.
+    A CPU holds few: more are no faster there, and padding grows with them.
     """
+    shape, lengths = memory.shape_of(network), memory.lengths_of(rows)
     if hardware.device().type == "cuda":
-        shape, lengths = memory.shape_of(network), memory.lengths_of(rows)
         return memory.plan(hardware.memory(), batch_size, shape, lengths, packed=packed, checkpoints=checkpoints)
-    gib = hardware.memory() / GIB
-    most = 64 if gib > 40 else 16 if gib > 14 else 8 if gib > 7 else 4
-    size = memory.divisors(batch_size, most)[0]
-    return Plan(size, batch_size // size, checkpointing=False, evaluation_batch=size, bytes=0)
+    found = memory.plan(hardware.memory(), batch_size, shape, lengths, checkpoints=False)
+    size = memory.divisors(batch_size, min(found.micro_batch, MOST_ON_CPU))[0]
+    needed = memory.training_bytes(size, shape, lengths)
+    evaluation = memory.divisors(batch_size, min(found.evaluation_batch, 16))[0]
+    return Plan(size, batch_size // size, False, evaluation, needed)
 
 
 def generation_tokens(network: PreTrainedModel, num_beams: int = 1) -> int:
