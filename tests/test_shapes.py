@@ -26,7 +26,7 @@ def tiny_shape(tiny_models, monkeypatch):
         tokenizer, _ = models.load_family(str(tiny_models["t5"]), experiments.experiment("quickstart"))
         network = tiny_network("t5", SIZE, dropout=0.1)
         network = models.adapt(network, experiments.method(entry.method))
-        return models.Model(network, tokenizer, EncoderDecoder(tokenizer, 256, 0))
+        return shapes.folded(models.Model(network, tokenizer, EncoderDecoder(tokenizer, 256, 0)))
 
     monkeypatch.setattr(benchmark, "build", build)
     monkeypatch.setattr(shapes, "PAIRS", 16)
@@ -77,7 +77,7 @@ def test_a_checkpoint_goes_on_with_the_loss_it_had(tiny_shape, splits):
 
 
 def test_ids_are_folded_alike_in_what_is_read_and_learned(tiny_shape, splits):
-    model = shapes.folded(benchmark._fresh("t5-base", "full"))
+    model = benchmark._fresh("t5-base", "full")
     plain = model.family.tokenizer
     words = max(plain.get_vocab().values())
     assert words >= SIZE and [model.family.fold(token) for token in (0, 4, 5, SIZE - 1)] == [0, 4, 5, SIZE - 1]

@@ -1,6 +1,7 @@
 """What this device holds at once: planned beforehand, and halved where memory runs out all the same."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import datasets
@@ -8,7 +9,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from . import hardware, memory
-from .hardware import GIB, NotEnoughMemory
+from .hardware import NotEnoughMemory
 from .memory import Plan
 
 T = TypeVar("T")
@@ -21,13 +22,20 @@ ADVICE = (
 
 
 def fits(
-    batch_size: int, network: PreTrainedModel, rows: datasets.Dataset, packed: bool = False, checkpoints: bool = True
+    batch_size: int,
+    network: PreTrainedModel,
+    rows: datasets.Dataset,
+    packed: bool = False,
+    checkpoints: bool = True,
+    parts: int = 1,
 ) -> Plan:
     """How an effective batch of encoded pairs is held here, for `training_arguments`: see `memory.plan`.
 
+    Of a model whose weights, gradients and optimizer are divided into `parts`, a device holds one.
     A CPU holds few: more are no faster there, and padding grows with them.
     """
     shape, lengths = memory.shape_of(network), memory.lengths_of(rows)
+    shape = replace(shape, weight_bytes=shape.weight_bytes // parts, trained=shape.trained // parts)
     if hardware.device().type == "cuda":
         return memory.plan(hardware.memory(), batch_size, shape, lengths, packed=packed, checkpoints=checkpoints)
     found = memory.plan(hardware.memory(), batch_size, shape, lengths, checkpoints=False)

@@ -74,7 +74,7 @@ def gains(found: dict[str, Any]) -> pd.DataFrame:
 
 def gains_figure(table: pd.DataFrame) -> Figure:
     """`gains` as bars."""
-    figure, (ax,) = figures.empty_axes(width=7.5, height=0.7 * len(table) + 1)
+    figure, (ax,) = figures.panels(width=7.5, height=0.7 * len(table) + 1)
     names = [f"{model}\n{run}" for model, run in zip(table.index, table["run"], strict=True)]
     for offset, kind, shade in ((-0.19, "plain", "#a9c0e0"), (0.19, "fast", "#1b3a6b")):
         values = table[f"{kind}, samples/s"]
@@ -179,7 +179,7 @@ def parts(at_once: int = 2) -> pd.DataFrame:
 
 def parts_figure(table: pd.DataFrame) -> Figure:
     """`parts` as bars, with what a card of 6 to 24 GiB leaves as lines."""
-    figure, (ax,) = figures.empty_axes(width=8, height=3.2)
+    figure, (ax,) = figures.panels(width=8, height=3.2)
     names, left = [f"{model}\n{run}" for model, run in table.index], 0
     shades = ("#1b3a6b", "#5c7fb5", "#a9c0e0", "#d9603b", "#f0b94a")
     for (column, values), shade in zip(table.drop(columns="in all").items(), shades, strict=True):
@@ -198,7 +198,7 @@ def parts_figure(table: pd.DataFrame) -> Figure:
 
 def losses_figure(found: dict[str, Any], name: str = "smollm2-lora") -> Figure:
     """The loss of plain and fast steps, each point the mean of ten steps. The order of pairs differs between them."""
-    figure, (ax,) = figures.empty_axes()
+    figure, (ax,) = figures.panels()
     for which, style in ((f"{name}-plain", "--"), (name, "-")):
         if which in found and which in benchmark.ENTRIES:
             values, steps = found[which]["losses"], benchmark.ENTRIES[which].steps
@@ -229,7 +229,7 @@ def growth_figure(record: dict[str, Any]) -> Figure:
     """
     done = [point for point in record["points"] if "failed" not in point]
     with_memory = any("peak_memory_bytes" in point for point in done)
-    figure, axes = figures.empty_axes(4, width=3, height=2.6, rows=1 + with_memory)
+    figure, axes = figures.panels(4, width=3, height=2.6, rows=1 + with_memory)
     peak = next((rate for card, rate in benchmark.PEAK_FLOPS.items() if card in record["device"]), None)
     for column, (question, title) in enumerate(QUESTIONS.items()):
         some = [point for point in done if point["question"] == question]
@@ -282,7 +282,7 @@ def _or(entry: dict[str, Any], key: str, form: str) -> str:
 
 def data_figure(made: Sequence[Run]) -> Figure:
     """Seconds of training against the pairs seen, from the logs of runs."""
-    figure, (ax,) = figures.empty_axes()
+    figure, (ax,) = figures.panels()
     for run in made:
         if not run.log.empty:
             seen = run.log["step"] * run.config.settings["batch_size"]

@@ -134,7 +134,7 @@ def overfit(entry: Overfit, splits: datasets.DatasetDict, build: Build) -> Itera
     """Train on the first pairs, write their summaries greedily, and score those."""
     yield {"method": entry.method, "pairs": PAIRS, "batch_size": entry.batch_size, "settings": asdict(entry.settings)}
     yield {"most_steps": entry.steps, "most_seconds": entry.seconds}
-    model = folded(build("t5-base", entry.method))
+    model = build("t5-base", entry.method)
     without_dropout(model.network)
     some = splits["train"].select(range(PAIRS)).map(lambda row: {"summaries": row["summaries"][:1]})
     rows = encode(some, model.family)
@@ -164,10 +164,10 @@ def stable(
         EXPERIMENTS["flan-t5-base-dialogsum"].settings["full"], batch_size=batch_size, select_by="loss"
     )  # fmt: skip
     yield {"method": "full", "batch_size": batch_size, "settings": asdict(settings), "more": more}
-    rows = encode(splits["train"], folded(build("t5-base", "full")).family)
+    rows = encode(splits["train"], build("t5-base", "full").family)
 
     def trainer() -> SummarizationTrainer:
-        return _trainer(folded(build("t5-base", "full")), settings, rows, folder, steps + more)
+        return _trainer(build("t5-base", "full"), settings, rows, folder, steps + more)
 
     with tempfile.TemporaryDirectory() as folder:
         first = trainer()

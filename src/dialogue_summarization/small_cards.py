@@ -48,7 +48,6 @@ def measure(
     gib: float,
     splits: datasets.DatasetDict,
     build: Callable[[str, str], models.Model],
-    encode_rows: Callable[[models.Model, datasets.Dataset], datasets.Dataset] = encode,
     packed: bool = False,
 ) -> list[dict[str, Any]]:
     """A row a run: what was planned, what it took, or why it failed.
@@ -57,7 +56,6 @@ def measure(
         gib: What may be taken, as `at_most`.
         splits: The dialogues.
         build: From a model's name, as in `GENERATION`, and a method's to a fresh model.
-        encode_rows: From a model and a split to its encoded pairs.
         packed: Measure packed and compiled steps: of SmolLM2 alone, since compiling T5 takes minutes.
     """
     found = []
@@ -66,7 +64,7 @@ def measure(
             row = {"model": name, "method": method, "packed": packed}
             try:
                 with at_most(gib):
-                    row |= _run(build(name, method), splits, GENERATION[name], encode_rows, packed)
+                    row |= _run(build(name, method), splits, GENERATION[name], packed)
             except Exception as error:  # of any kind: the other runs are measured all the same
                 row["failed"] = reason(error)
             found.append(row)
@@ -80,10 +78,9 @@ def _run(
     model: models.Model,
     splits: datasets.DatasetDict,
     generation: Generation,
-    encode_rows: Callable[[models.Model, datasets.Dataset], datasets.Dataset],
     packed: bool,
 ) -> dict[str, Any]:
-    rows = encode_rows(model, splits["train"])
+    rows = encode(splits["train"], model.family)
     settings = Settings(1e-4, epochs=1000 if packed else 1, batch_size=BATCH_SIZE, select_by="loss")
     is_fast = are_fast(settings, model, len(rows))  # in a run of so many epochs, where the card has such steps
     plan = fitting.fits(
@@ -100,7 +97,7 @@ def _run(
         arguments.load_best_model_at_end = False
         trainer = SummarizationTrainer(
             model, settings, args=arguments, train_dataset=some,
-            eval_dataset=_longest(encode_rows(model, splits["validation"]), LONGEST),
+            eval_dataset=_longest(encode(splits["validation"], model.family), LONGEST),
         )  # fmt: skip
         trainer.add_callback(StopAfter(SECONDS))
         _reset()

@@ -56,9 +56,13 @@ def encode(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
     return datasets.Dataset.from_list(family.encode_all(dialogues, summaries))
 
 
-def are_fast(settings: Settings, model: Model, pairs: int) -> bool:
-    """Whether steps are worth compiling on this machine, in a run over so many pairs."""
-    return hardware.fast_steps() and packs(model.network) and pairs * settings.epochs >= PAIRS_WORTH_COMPILING
+def are_fast(settings: Settings, model: Model, pairs: int, compiled: bool | None = None) -> bool:
+    """Whether steps are compiled: where the machine can, and a run over so many pairs is worth it, or `compiled` asks.
+
+    Runs one after the other that differ in their settings alone are compiled once: short ones are worth it too.
+    """
+    wanted = pairs * settings.epochs >= PAIRS_WORTH_COMPILING if compiled is None else compiled
+    return wanted and hardware.fast_steps() and packs(model.network)
 
 
 def training_arguments(
@@ -69,6 +73,7 @@ def training_arguments(
     *,
     seed: int = 0,
     sharded: bool = False,
+    compiled: bool | None = None,
 ) -> TrainingArguments:
     """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
 
@@ -82,12 +87,13 @@ def training_arguments(
         rows: The encoded training pairs.
         seed: Of dropout and the order of pairs.
         sharded: Whether weights, gradients and optimizer are divided among the processes (FSDP).
+        compiled: Whether steps are compiled where they can be; None: where the run is long enough.
     """
     best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
     own = processes.share(settings.batch_size, processes.count())
-    packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows))
+    packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows), compiled)
     checkpoints = not has_virtual_tokens(model.network)
-    plan = fitting.fits(own, model.network, rows, packed, checkpoints)
+    plan = fitting.fits(own, model.network, rows, packed, checkpoints, processes.count() if sharded else 1)
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -115,7 +121,11 @@ def training_arguments(
         label_names=["labels"],
         dataloader_num_workers=min(4, os.cpu_count() or 1) if hardware.fast_steps() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},  # batches are copied while the card computes
+        accelerator_config={
+            "non_blocking": torch.cuda.is_available(),  # batches are copied while the card computes
+            # Otherwise each process would hold the gradients of all weights until the last micro-batch.
+            "gradient_accumulation_kwargs": {"sync_each_batch": sharded},
+        },
         disable_tqdm=True,  # our own bar, plain text
         report_to="none",  # TensorBoard's files are SummarizationTrainer's
         seed=seed,
@@ -145,6 +155,7 @@ class SummarizationTrainer(HalvingTrainer):
         generation: How validation summaries are written.
         validation: The dialogues that `eval_dataset` encodes; needed where `select_by` is not "loss".
         method: The method that made the model; needed where it has a LoRA+ ratio.
+        compiled: As `training_arguments` has it.
         **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
     """
 
@@ -155,6 +166,7 @@ class SummarizationTrainer(HalvingTrainer):
         generation: Generation | None = None,
         validation: datasets.Dataset | None = None,
         method: Method | None = None,
+        compiled: bool | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(
@@ -164,7 +176,7 @@ class SummarizationTrainer(HalvingTrainer):
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.method = method
         self.pairs = len(self.train_dataset) if self.train_dataset is not None else 0
-        self.fast = are_fast(settings, model, self.pairs) and not getattr(self.args, CHECKPOINTING)
+        self.fast = are_fast(settings, model, self.pairs, compiled) and not getattr(self.args, CHECKPOINTING)
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
