@@ -13,8 +13,9 @@ from .hardware import NotEnoughMemory
 from .memory import Plan
 
 T = TypeVar("T")
-# outputs/benchmarks/growth-cpu.json: pairs of one length take as long each, however many of them there are at once.
-MOST_ON_CPU = 4
+# Of one length, 16 take 8 % less time each than 8 (outputs/benchmarks/at-once-cpu.json); their padding takes it back, and
+# they take twice the memory.
+MOST_ON_CPU = 8
 ADVICE = (
     "Close what else uses the memory, shorten what is read (the experiment's max_prompt_tokens), train an adapter "
     "instead of every weight, or take a smaller model: `study models` lists some."
@@ -32,7 +33,7 @@ def fits(
     """How an effective batch of encoded pairs is held here, for `training_arguments`: see `memory.plan`.
 
     Of a model whose weights, gradients and optimizer are divided into `parts`, a device holds one.
-    A CPU holds few: more are no faster there, and padding grows with them.
+    A CPU holds few: more are hardly faster there, and padding grows with them.
     """
     shape, lengths = memory.shape_of(network), memory.lengths_of(rows)
     shape = replace(shape, weight_bytes=shape.weight_bytes // parts, trained=shape.trained // parts)
