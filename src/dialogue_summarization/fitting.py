@@ -13,8 +13,8 @@ from .hardware import NotEnoughMemory
 from .memory import Plan
 
 T = TypeVar("T")
-# Of one length, 16 take 8 % less time each than 8 (outputs/benchmarks/at-once-cpu.json); their padding takes it back, and
-# they take twice the memory.
+# Of one length, 16 take 8 % less time each than 8 (outputs/benchmarks/at-once-cpu.json); their padding takes it back,
+# and they take twice the memory.
 MOST_ON_CPU = 8
 ADVICE = (
     "Close what else uses the memory, shorten what is read (the experiment's max_prompt_tokens), train an adapter "
