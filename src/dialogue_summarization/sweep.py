@@ -93,9 +93,8 @@ def run(
         RecordError: The group's file is damaged or of another sweep.
     """
     path = outputs / f"{group.name}.csv"
-    nowhere = Path()
-    keys = {shared.job(point, nowhere).config.key: point for point in group.points}
-    if foreign := sorted(set(sweep_records.read(path)["key"]) - set(keys)):
+    known = {shared.job(point, Path()).config.key for point in group.points}
+    if foreign := sorted(set(sweep_records.read(path)["key"]) - known):
         raise runs.RecordError(
             f"{path} holds {len(foreign)} points of another sweep (other data, settings or model): {foreign[0]}. "
             f"Name another folder with --outputs."
@@ -257,6 +256,9 @@ def main() -> int:
         for name in options.groups:
             group = sweep_points.group(name, shared.experiment, len(shared.splits["train"]), options.outputs)
             failed += run(group, shared, options.outputs, part=options.share, compiled=not options.plain)
+    except KeyboardInterrupt:
+        print("Interrupted. The rows so far are kept; the same command goes on.", file=sys.stderr)
+        return 130
     except (ConfigurationError, data.DataError, runs.RecordError, ModelError, hardware.NotEnoughMemory) as error:
         print(error, file=sys.stderr)
         return 1
