@@ -15,7 +15,8 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+import traceback
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def run(
         compiled: Whether steps are compiled where the machine can.
 
     Returns:
-        A line for each method that this machine cannot train.
+        A line for each method that could not be trained.
 
     Raises:
         RecordError: The group's file is damaged or of another sweep.
@@ -109,6 +110,10 @@ def run(
         except ModelError as error:
             failed.append(f"{group.name}, {name}: {error}")
             print(failed[-1], flush=True)
+        except RuntimeError as error:  # compiling and capturing may fail for one method: the others are made
+            traceback.print_exc()
+            failed.append(f"{group.name}, {name}: {type(error).__name__}, see above. With --plain it may go.")
+        release()
     return failed
 
 
@@ -142,7 +147,6 @@ def _unit(points: list[Point], shared: Material, path: Path, folder: Path | None
             point, kept = asked[best]
             make(point, kept, compiled)
         _test(kept, folder)
-        release()
 
 
 def _better(kept: study.Job | None, job: study.Job, table: pd.DataFrame) -> study.Job | None:
@@ -157,7 +161,7 @@ def make(point: Point, job: study.Job, compiled: bool) -> dict[str, object]:
     """Train a point and score it on validation: its row. What was trained is left in the job's folder."""
     start = time.perf_counter()
     job.partial.mkdir(parents=True)
-    settings = job.settings
+    runs.write_json(job.partial / "config.json", asdict(job.config))
     row: dict[str, object] = {
         "key": job.config.key,
         "method": point.method.name,
@@ -165,7 +169,7 @@ def make(point: Point, job: study.Job, compiled: bool) -> dict[str, object]:
         "learning_rate": point.learning_rate,
         "share": point.share,
         "seed": point.seed,
-        "epochs": settings.epochs,
+        "epochs": point.epochs,
         "train_dialogues": len(job.splits["train"]),
         "validation_dialogues": len(job.splits["validation"]),
         "diverged": 0,
