@@ -1,6 +1,7 @@
 """What this device holds at once: planned beforehand, and halved where memory runs out all the same."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import datasets
@@ -19,14 +20,21 @@ ADVICE = (
 
 
 def fits(
-    batch_size: int, network: PreTrainedModel, rows: datasets.Dataset, packed: bool = False, checkpoints: bool = True
+    batch_size: int,
+    network: PreTrainedModel,
+    rows: datasets.Dataset,
+    packed: bool = False,
+    checkpoints: bool = True,
+    parts: int = 1,
 ) -> Plan:
     """How an effective batch of encoded pairs is held here, for `training_arguments`: see `memory.plan`.
 
+    Of a model whose weights, gradients and optimizer are divided into `parts`, a device holds one.
     Without a card by the machine's memory alone, which is seldom short of a CPU's patience.
     """
     if hardware.device().type == "cuda":
         shape, lengths = memory.shape_of(network), memory.lengths_of(rows)
+        shape = replace(shape, weight_bytes=shape.weight_bytes // parts, trained=shape.trained // parts)
         return memory.plan(hardware.memory(), batch_size, shape, lengths, packed=packed, checkpoints=checkpoints)
     gib = hardware.memory() / GIB
     most = 64 if gib > 40 else 16 if gib > 14 else 8 if gib > 7 else 4

@@ -19,7 +19,7 @@ from . import damage, data, hardware, likelihood, locks, models, processes, runs
 from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
-from .parallel import trainer_class
+from .parallel import is_sharded, trainer_class
 from .rouge import means
 from .training import TENSORBOARD, SummarizationTrainer, encode, training_arguments
 
@@ -189,7 +189,7 @@ def trainer_for(job: Job, validation: datasets.Dataset, *, compiled: bool | None
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
     rows = encode(job.splits["train"], model.family)
-    sharded = processes.count() > 1 and not job.method.peft and not hardware.holds_training(model.network)
+    sharded = is_sharded(model.network, job.method)
     return trainer_class()(
         model,
         job.settings,

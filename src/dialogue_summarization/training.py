@@ -93,7 +93,7 @@ def training_arguments(
     own = processes.share(settings.batch_size, processes.count())
     packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows), compiled)
     checkpoints = not has_virtual_tokens(model.network)
-    plan = fitting.fits(own, model.network, rows, packed, checkpoints)
+    plan = fitting.fits(own, model.network, rows, packed, checkpoints, processes.count() if sharded else 1)
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -121,7 +121,11 @@ def training_arguments(
         label_names=["labels"],
         dataloader_num_workers=min(4, os.cpu_count() or 1) if hardware.fast_steps() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},  # batches are copied while the card computes
+        accelerator_config={
+            "non_blocking": torch.cuda.is_available(),  # batches are copied while the card computes
+            # Otherwise each process would hold the gradients of all weights until the last micro-batch.
+            "gradient_accumulation_kwargs": {"sync_each_batch": sharded},
+        },
         disable_tqdm=True,  # our own bar, plain text
         report_to="none",  # TensorBoard's files are SummarizationTrainer's
         seed=seed,
