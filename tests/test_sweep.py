@@ -10,7 +10,7 @@ from dialogue_summarization import data, experiments, runs, study, sweep, sweep_
 from dialogue_summarization.experiments import ConfigurationError, method
 from dialogue_summarization.sweep_points import Group, Point
 
-RATES = (1e-4, 5e-2)
+RATES = (2e-3, 5e-2)
 
 
 def points(name, epochs=4.0, seed=0):
@@ -87,7 +87,7 @@ def test_the_best_point_writes_what_the_study_would(swept, shared, experiment, t
     assert {key: plain.metrics[key] for key in ("rouge1", "rougeL")} == {
         key: tested.metrics[key] for key in ("rouge1", "rougeL")
     }
-    assert len(set(tested.predictions["prediction"])) > 1
+    pd.testing.assert_frame_equal(plain.likelihood, tested.likelihood)  # to four digits: the same weights
 
 
 def test_an_interrupted_sweep_goes_on_and_gives_the_same(swept, shared, tmp_path, monkeypatch):
@@ -148,13 +148,14 @@ def test_samples_of_a_seed_lie_within_one_another(shared):
 def test_damaged_and_foreign_files_are_named(swept, shared, tmp_path):
     folder, group = swept
     good = (folder / "tiny.csv").read_text("utf-8")
+    *first, last = good.splitlines()
     path = tmp_path / "tiny.csv"
     cases = {
         "cannot be read|columns": '"a\0',
         "no file of this sweep": "id,prediction\n1,2\n",
-        "damaged: column": good.replace("0.5,", "half,", 1),
-        "missing or no numbers": good.rstrip("\n").rpartition(",")[0][:-120] + "\n",
-        "there twice": good + good.splitlines()[-1] + "\n",
+        "damaged .*half": good.replace("0.5,", "half,", 1),
+        "is not filled in": "\n".join([*first, ",".join(last.split(",")[:5])]) + "\n",
+        "there twice": good + last + "\n",
     }
     for message, text in cases.items():
         path.write_text(text, encoding="utf-8")

@@ -15,7 +15,8 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+import traceback
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -87,15 +88,14 @@ def run(
         compiled: Whether steps are compiled where the machine can.
 
     Returns:
-        A line for each method that this machine cannot train.
+        A line for each method that could not be trained.
 
     Raises:
         RecordError: The group's file is damaged or of another sweep.
     """
     path = outputs / f"{group.name}.csv"
-    nowhere = Path()
-    keys = {shared.job(point, nowhere).config.key: point for point in group.points}
-    if foreign := sorted(set(sweep_records.read(path)["key"]) - set(keys)):
+    known = {shared.job(point, Path()).config.key for point in group.points}
+    if foreign := sorted(set(sweep_records.read(path)["key"]) - known):
         raise runs.RecordError(
             f"{path} holds {len(foreign)} points of another sweep (other data, settings or model): {foreign[0]}. "
             f"Name another folder with --outputs."
@@ -110,6 +110,10 @@ def run(
         except ModelError as error:
             failed.append(f"{group.name}, {name}: {error}")
             print(failed[-1], flush=True)
+        except RuntimeError as error:  # compiling and capturing may fail for one method: the others are made
+            traceback.print_exc()
+            failed.append(f"{group.name}, {name}: {type(error).__name__}, see above. With --plain it may go.")
+        release()
     return failed
 
 
@@ -143,7 +147,6 @@ def _unit(points: list[Point], shared: Material, path: Path, folder: Path | None
             point, kept = asked[best]
             make(point, kept, compiled)
         _test(kept, folder)
-        release()
 
 
 def _better(kept: study.Job | None, job: study.Job, table: pd.DataFrame) -> study.Job | None:
@@ -158,7 +161,7 @@ def make(point: Point, job: study.Job, compiled: bool) -> dict[str, object]:
     """Train a point and score it on validation: its row. What was trained is left in the job's folder."""
     start = time.perf_counter()
     job.partial.mkdir(parents=True)
-    settings = job.settings
+    runs.write_json(job.partial / "config.json", asdict(job.config))
     row: dict[str, object] = {
         "key": job.config.key,
         "method": point.method.name,
@@ -166,7 +169,7 @@ def make(point: Point, job: study.Job, compiled: bool) -> dict[str, object]:
         "learning_rate": point.learning_rate,
         "share": point.share,
         "seed": point.seed,
-        "epochs": settings.epochs,
+        "epochs": point.epochs,
         "train_dialogues": len(job.splits["train"]),
         "validation_dialogues": len(job.splits["validation"]),
         "diverged": 0,
@@ -257,6 +260,9 @@ def main() -> int:
         for name in options.groups:
             group = sweep_points.group(name, shared.experiment, len(shared.splits["train"]), options.outputs)
             failed += run(group, shared, options.outputs, part=options.share, compiled=not options.plain)
+    except KeyboardInterrupt:
+        print("Interrupted. The rows so far are kept; the same command goes on.", file=sys.stderr)
+        return 130
     except (ConfigurationError, data.DataError, runs.RecordError, ModelError, hardware.NotEnoughMemory) as error:
         print(error, file=sys.stderr)
         return 1

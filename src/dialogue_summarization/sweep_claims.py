@@ -83,7 +83,7 @@ def ten_times(table: pd.DataFrame) -> list[str]:
             else "not about ten times" if factor.low > TEN[1] or factor.high < TEN[0]
             else CANNOT
         )  # fmt: skip
-        lines.append(f"{_title(best, name)}: the best rate is {factor:.2g} times full's: {said}.")
+        lines.append(f"{_title(best, name)}: the best rate divided by full's is {factor:.2g}: {said}.")
     return lines or [NO_GRID]
 
 
@@ -129,7 +129,7 @@ def attention_or_mlp(table: pd.DataFrame) -> list[str]:
             gap = _gap(best, name, mlp)
             said = "attention falls short" if gap.low > 0 else "attention does better" if gap.high < 0 else CANNOT
             both = " against ".join(f"{_title(best, one)} ({weights[one]:,.0f} weights)" for one in (name, mlp))
-            lines.append(f"{both}: {gap:+.3f} nats of loss: {said}.")
+            lines.append(f"{both}: difference in loss {gap:+.3f}: {said}.")
     return lines or [NO_GRID]
 
 
@@ -149,7 +149,7 @@ def meets_full(table: pd.DataFrame) -> list[str]:
         )  # fmt: skip
         first = best[best["method"] == name].iloc[0]
         size = f"{first['trainable_parameters']:,.0f} weights, {first['train_tokens']:,.0f} summary tokens"
-        lines.append(f"{_title(best, name)} ({size}): {gap:+.3f} nats of loss against full: {said}.")
+        lines.append(f"{_title(best, name)} ({size}): difference in loss to full {gap:+.3f}: {said}.")
     return lines or [NO_GRID]
 
 

@@ -55,17 +55,20 @@ def read(path: Path) -> pd.DataFrame:
         return pd.DataFrame({name: pd.Series(dtype=str if name in TEXTS else float) for name in COLUMNS})
     advice = "Move it away, and the same command makes its points again."
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), encoding="utf-8", float_precision="round_trip")
+        table = pd.read_csv(path, dtype=str, encoding="utf-8")  # numbers as text: pandas' own reading rounds them
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise RecordError(f"{path} cannot be read ({error}). {advice}") from None
     if list(table) != list(COLUMNS):
         raise RecordError(f"{path} is no file of this sweep: its columns are {', '.join(map(str, table))}. {advice}")
     numbers = [name for name in COLUMNS if name not in TEXTS]
-    odd = [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]
-    odd += [name for name in ALWAYS if table[name].isna().any()]
-    odd += [name for name in MEASURED if table.loc[table["diverged"] == 0, name].isna().any()]
-    if odd:
-        raise RecordError(f"{path} is damaged: column {odd[0]!r} has values that are missing or no numbers. {advice}")
+    try:
+        table = table.astype(dict.fromkeys(numbers, float))
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged ({error}). {advice}") from None
+    missing = [name for name in ALWAYS if table[name].isna().any()]
+    missing += [name for name in MEASURED if table.loc[table["diverged"] == 0, name].isna().any()]
+    if missing:
+        raise RecordError(f"{path} is damaged: column {missing[0]!r} is not filled in. {advice}")
     if (twice := table["key"].duplicated()).any():
         raise RecordError(f"{path} is damaged: point {table['key'][twice].iloc[0]} is there twice. {advice}")
     return table
