@@ -100,17 +100,19 @@ def _table(runs: Sequence[Run], test: datasets.Dataset, rows: Sequence[tuple[str
     lines = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
     for reason, number in rows:
         row = test[number]
-        cells = [f"<b>{html.escape(reason)}</b><br>{html.escape(row['id'])}", _text(row["dialogue"])]
-        cells.append("<br><br>".join(_text(reference) for reference in row["summaries"]))
+        cells = [f"<b>{html.escape(reason)}</b><br>{html.escape(row['id'])}", escaped(row["dialogue"])]
+        cells.append("<br><br>".join(escaped(reference) for reference in row["summaries"]))
         cells += [
-            f"{_text(texts[name][number])}<br><i>{HEADINGS[measure]} {scores[name][number]:.3f}</i>" for name in scores
+            f"{escaped(texts[name][number])}<br><i>{HEADINGS[measure]} {scores[name][number]:.3f}</i>"
+            for name in scores
         ]
         style = ' style="text-align: left; vertical-align: top"'
         lines.append(f"<tr>{''.join(f'<td{style}>{cell}</td>' for cell in cells)}</tr>")
     return Html(f"<table>{''.join(lines)}</table>")
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as HTML that shows it, whatever it holds."""
     return html.escape(text).replace("\n", "<br>") if text.strip() else "<i>empty</i>"
 
 
