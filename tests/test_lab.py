@@ -73,7 +73,9 @@ def lab(tiny_models, tiny_data, tmp_path_factory):
         "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
     }  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(place / folder) for name, folder in folders.items()}
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(place / folder) for name, folder in folders.items()}
+    )
     line = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     line += ["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={place / 'notebooks'}"]
     with (
@@ -111,4 +113,22 @@ def test_every_notebook_runs_and_can_be_read_in_both_themes(lab, tmp_path):
                 page.wait_for_timeout(300)
                 assert page.evaluate(CONTRAST) > 4.5, f"{name}, {theme}"
                 page.screenshot(path=tmp_path / f"{name} {theme}.png")
+            if name == NOTEBOOKS[3]:
+                try_it(page)
+                page.screenshot(path=tmp_path / "try it.png")
             page.close()
+
+
+def try_it(page):
+    """Ask the runs for a summary of a dialogue with a script in it, and of none."""
+    box, button = page.locator(".widget-textarea textarea"), page.get_by_role("button", name="Summarize")
+    shown = page.locator(".widget-html")
+    box.fill("#Person1#: <img src=x onerror='window.hit = 1'> Did you bring the old map?\n#Person2#: No.")
+    button.click()
+    shown.locator("td").first.wait_for(timeout=60_000)
+    cells = shown.locator("tr td:first-child").all_inner_texts()
+    assert [name.strip() for name in cells] == ["zero-shot", "full", "lora-balanced"]
+    assert "<img src=x" in shown.inner_text() and page.evaluate("window.hit") is None
+    box.fill("")
+    button.click()
+    shown.get_by_text("The dialogue is empty").wait_for()

@@ -11,7 +11,7 @@ import ipywidgets
 import pandas as pd
 
 from . import hardware, models
-from .breakdown import Html, escaped
+from .breakdown import Html, escaped, table
 from .data import DataError
 from .experiments import ConfigurationError, Generation
 from .generation import summarize
@@ -19,7 +19,6 @@ from .report import label, texts_of
 from .runs import Run
 
 EMPTY = "The dialogue is empty. Write or paste one, each turn on a line of its own, as #Person1#: Hello."
-LEFT = ' style="text-align: left; vertical-align: top"'
 
 
 class NotInstalled(ImportError):
@@ -84,19 +83,19 @@ def summaries(writers: Sequence[Writer], dialogue: str) -> pd.DataFrame:
 def answer(writers: Sequence[Writer], dialogue: str) -> str:
     """What pressing the button shows, as HTML with every text escaped: the summaries, or what is wrong."""
     try:
-        table = summaries(writers, dialogue)
+        found = summaries(writers, dialogue)
     except (DataError, hardware.NotEnoughMemory) as error:
         return _paragraph(str(error))
     text = _readable(dialogue)
     begin = " ".join(text[:200].split())
     begin = begin if len(begin) <= 60 else f"{begin[:60]} …"
-    return f"{_paragraph(f'“{begin}” {_read(writers[0], text)}')}{_table(table)}"
+    return f"{_paragraph(f'“{begin}” {_read(writers[0], text)}')}{_table(found)}"
 
 
 def recorded(made: Sequence[Run], test: datasets.Dataset, number: int = 0) -> Html:
     """What the records hold of one test dialogue; the time of one is the mean over all that were written together."""
     row = test[number]
-    table = pd.DataFrame(
+    found = pd.DataFrame(
         {
             "summary": {label(run): texts_of(run, test)[number] for run in made},
             "seconds a dialogue": {
@@ -105,7 +104,7 @@ def recorded(made: Sequence[Run], test: datasets.Dataset, number: int = 0) -> Ht
         }
     )
     return Html(
-        f"<p><b>{html.escape(row['id'])}</b><br>{escaped(row['dialogue'])}</p>{_table(table.rename_axis('run'))}"
+        f"<p><b>{html.escape(row['id'])}</b><br>{escaped(row['dialogue'])}</p>{_table(found.rename_axis('run'))}"
     )
 
 
@@ -213,9 +212,6 @@ def _paragraph(text: str) -> str:
     return f"<p>{escaped(text)}</p>"
 
 
-def _table(table: pd.DataFrame) -> str:
-    """A table with whole texts, each cell escaped."""
-    flat = table.reset_index()
-    head = "".join(f"<th{LEFT}>{html.escape(name)}</th>" for name in flat)
-    lines = ["".join(f"<td{LEFT}>{escaped(cell)}</td>" for cell in row) for row in flat.to_numpy()]
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+def _table(found: pd.DataFrame) -> str:
+    flat = found.reset_index()
+    return table([map(html.escape, flat), *(map(escaped, row) for row in flat.to_numpy())])
