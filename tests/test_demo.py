@@ -98,13 +98,30 @@ def test_the_box_of_the_notebook_shows_what_the_button_makes(made, writers):
     assert "The dialogue is empty" in shown.value
 
 
+# `study demo`, saying on standard output whom it connects to.
+WATCHED = """
+import sys
+def watch(event, arguments):
+    if event == "socket.connect":
+        print("connects to", arguments[1], flush=True)
+sys.addaudithook(watch)
+from dialogue_summarization.cli import main
+sys.exit(main())
+"""
+
+
 @pytest.fixture(scope="module")
 def page_address(made):
-    """The address of `study demo` as it prints it."""
-    line = [sys.executable, "-m", "dialogue_summarization", "demo", "tiny", "--outputs", str(made)]
+    """The address of `study demo` as it prints it, which it does when it has started."""
+    line = [sys.executable, "-c", WATCHED, "demo", "tiny", "--outputs", str(made)]
     with browser.started(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=-1) as server:
-        found = (re.search(r"http://\S+", said) for said in server.stdout)
-        yield next(match[0] for match in found if match)
+        said = []
+        while not said or "http://" not in said[-1]:
+            said.append(server.stdout.readline())
+            assert said[-1], said  # it ended
+        connected = [one for one in said if one.startswith("connects to")]
+        assert connected and all("127.0.0.1" in one for one in connected), connected
+        yield re.search(r"http://\S+", said[-1])[0]
 
 
 def ask(page, dialogue):

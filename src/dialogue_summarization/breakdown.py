@@ -2,7 +2,7 @@
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import datasets
 import numpy as np
@@ -115,7 +115,7 @@ def _texts(
     return lines
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Iterable[str]]) -> str:
     """An HTML table of cells that are markup already, the first row its head."""
     lines = []
     for kind, row in zip("h" + "d" * len(rows), rows, strict=False):

@@ -122,7 +122,8 @@ def try_it(made: Sequence[Run], dialogue: str) -> _Box | None:
     if not there:
         print(_nothing(made[0].config.experiment if made else "quickstart"))
         return None
-    print("\n".join(missing), end="\n" if missing else "")
+    for line in missing:
+        print(line)
     box = ipywidgets.Textarea(dialogue, rows=8, layout={"width": "auto"})
     button = ipywidgets.Button(description="Summarize", button_style="primary")
     shown = ipywidgets.HTML()
@@ -158,7 +159,8 @@ def serve(made: Sequence[Run], experiment: str, host: str) -> None:
     if not importlib.util.find_spec("gradio"):
         raise NotInstalled("The web page needs gradio: `uv sync --extra demo`, or pip install -e '.[demo]'.")
     there, missing = usable(made)
-    print("\n".join(missing), end="\n" if missing else "")
+    for line in missing:
+        print(line)
     if not there:
         raise ConfigurationError(_nothing(experiment))
     import gradio
