@@ -131,8 +131,8 @@ def test_how_to_cite_names_this_project():
 
 def test_commands_are_known():
     text = (data.ROOT / "README.md").read_text("utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.partition("#")[0] for language, block in blocks if not language for line in block.splitlines()]
     commands = [line.removeprefix("uv run ") for line in lines if "study" in line]
     assert len(commands) >= 8
     for command in commands:

@@ -21,6 +21,7 @@ GPU = "05_gpu_optimization"  # belongs to no run: `study` leaves it out
 ABSOLUTE_PATH = re.compile(
     r"""[A-Z]:\\\\|/(home|root|tmp|Users)/|(?:(?<=[\s"'`(\[{,|=:>])|(?<=\\n)|(?<=file://))/\w+/\w"""
 )
+WIDGET = "application/vnd.jupyter.widget-view+json"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -55,6 +56,8 @@ def test_all_notebooks_run_and_are_kept_as_html(studied):
         assert not [output for output in shown if output["output_type"] == "error" or output.get("name") == "stderr"]
         assert [output for output in shown if "text/html" in output.get("data", {})], f"{name} shows no table"
         assert "<table" in executed.with_suffix(".html").read_text("utf-8")
+        assert not any(WIDGET in output.get("data", {}) for output in shown)
+    assert "(a text box and a button, shown where the notebook runs)" in json.dumps(shown)
     for run in experiments.STUDY_RUNS:
         assert re.search(rf"^{run} .*\d\.\d{{3}} \[", done.stdout, re.MULTILINE), done.stdout
 
@@ -126,7 +129,7 @@ def test_committed_notebooks_render_and_read_well(name):
     assert not [
         output for output in outputs(path) if output["output_type"] == "error" or output.get("name") == "stderr"
     ]
-    assert "outputs/quickstart" not in text
+    assert "outputs/quickstart" not in text and WIDGET not in text
     for output in outputs(path):
         if png := output.get("data", {}).get("image/png"):
             image = matplotlib.image.imread(io.BytesIO(base64.b64decode(png)), format="png")

@@ -2,7 +2,7 @@
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import datasets
 import numpy as np
@@ -74,10 +74,14 @@ def breakdown(systems: Sequence[System], test: datasets.Dataset, by: str, measur
 
 
 def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> Html:
-    """The dialogues on which one run scores best, in the middle and worst by ROUGE-L, with every run's summary."""
+    """The dialogues on which one run scores best, in the middle and worst by ROUGE-L, with every run's summary.
+
+    A column a dialogue, since there may be many runs.
+    """
     order = np.argsort(-dialogue_scores(by, test)["rougeL"].to_numpy(), kind="stable")
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    return _table(runs, test, [(rule, int(number)) for rule, number in chosen.items()], "rougeL")
+    rows = _texts(runs, test, [(rule, int(number)) for rule, number in chosen.items()], "rougeL")
+    return Html(table([list(column) for column in zip(*rows, strict=True)]))
 
 
 def largest_gaps(one: Run, other: Run, test: datasets.Dataset, *, count: int = 10, measure: str = "rougeL") -> Html:
@@ -86,31 +90,43 @@ def largest_gaps(one: Run, other: Run, test: datasets.Dataset, *, count: int = 1
     order = np.argsort(-gap, kind="stable")
     wins = [(f"{label(one)} wins by {gap[n]:.3f}", int(n)) for n in order[:count] if gap[n] > 0]
     losses = [(f"{label(one)} loses by {-gap[n]:.3f}", int(n)) for n in order[::-1][:count] if gap[n] < 0]
-    return _table([one, other], test, wins + losses, measure)
+    return Html(table(_texts([one, other], test, wins + losses, measure)))
 
 
-def _table(runs: Sequence[Run], test: datasets.Dataset, rows: Sequence[tuple[str, int]], measure: str) -> Html:
+def _texts(
+    runs: Sequence[Run], test: datasets.Dataset, rows: Sequence[tuple[str, int]], measure: str
+) -> list[list[str]]:
     """A row a dialogue: why it is here, the dialogue, its references, and each run's summary with its score.
 
     Texts are escaped: a summary may hold anything, markup too.
     """
     scores = {label(run): dialogue_scores(run, test)[measure].to_numpy() for run in runs}
     texts = {label(run): texts_of(run, test) for run in runs}
-    head = ["", "dialogue", "references", *scores]
-    lines = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
+    lines = [["", "dialogue", "references", *map(html.escape, scores)]]
     for reason, number in rows:
         row = test[number]
-        cells = [f"<b>{html.escape(reason)}</b><br>{html.escape(row['id'])}", _text(row["dialogue"])]
-        cells.append("<br><br>".join(_text(reference) for reference in row["summaries"]))
+        cells = [f"<b>{html.escape(reason)}</b><br>{html.escape(row['id'])}", escaped(row["dialogue"])]
+        cells.append("<br><br>".join(escaped(reference) for reference in row["summaries"]))
         cells += [
-            f"{_text(texts[name][number])}<br><i>{HEADINGS[measure]} {scores[name][number]:.3f}</i>" for name in scores
+            f"{escaped(texts[name][number])}<br><i>{HEADINGS[measure]} {values[number]:.3f}</i>"
+            for name, values in scores.items()
         ]
-        style = ' style="text-align: left; vertical-align: top"'
-        lines.append(f"<tr>{''.join(f'<td{style}>{cell}</td>' for cell in cells)}</tr>")
-    return Html(f"<table>{''.join(lines)}</table>")
+        lines.append(cells)
+    return lines
 
 
-def _text(text: str) -> str:
+def table(rows: Sequence[Iterable[str]]) -> str:
+    """An HTML table of cells that are markup already, the first row its head."""
+    lines = []
+    for kind, row in zip("h" + "d" * len(rows), rows, strict=False):
+        lines.append(
+            "".join(f'<t{kind} style="text-align: left; vertical-align: top">{cell}</t{kind}>' for cell in row)
+        )
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def escaped(text: str) -> str:
+    """A text as HTML that shows it, whatever it holds."""
     return html.escape(text).replace("\n", "<br>") if text.strip() else "<i>empty</i>"
 
 

@@ -24,6 +24,7 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study compare RUN RUN                     are they different, and how sure is that?
   study models                              base models, their weights and memory, and what fits this machine
   study summarize RUN FILE                  a summary from a trained model; - reads the dialogue from standard input
+  study demo                                a web page on this machine to try the trained runs side by side
   study doctor                              what this machine has, and which experiments it can run
   study export RUN DIR                      a trained model or adapter with its card, for others to load
 """
@@ -124,6 +125,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
     export.add_argument("--merge", action="store_true", help="a whole model, with the adapter in its weights")
     export.set_defaults(run=_export)
+    demo = commands.add_parser(
+        "demo",
+        help="a web page on this machine to try the trained runs",
+        description="A web page on this machine: a dialogue, and what each run of an experiment makes of it. Needs the "
+        "extra demo: uv sync --extra demo.",
+    )
+    demo.add_argument("experiment", nargs="?", default="quickstart", metavar="EXPERIMENT",
+                      help="an experiment, by the name of its folder in outputs (default: quickstart)")  # fmt: skip
+    demo.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on; with 0.0.0.0 "
+                      "everyone in the network can use the page (default: 127.0.0.1, this machine alone)")  # fmt: skip
+    demo.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are (default: outputs)")
+    demo.set_defaults(run=_demo)
     doctor = commands.add_parser("doctor", help="what this machine has, and which experiments it can run")
     doctor.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are written (default: outputs)")
     doctor.set_defaults(run=_doctor)
@@ -262,10 +275,7 @@ def _summarize(options: argparse.Namespace) -> int:
     if run.weights is None and run.config.settings is not None:
         raise ConfigurationError(f"The weights of {run.folder} are not there: `study {chosen.name}` makes them.")
     with hardware.quiet():
-        quantized = run.config.options.get("quantization")
-        model = models.reload(chosen, run.weights, quantized) if run.weights else models.load(chosen, quantized)
-        if not quantized:
-            model.network.to(hardware.device())
+        model = models.ready(chosen, run.weights, run.config.options.get("quantization"))
         print(summarize(model, [text.strip()], chosen.generation, progress=False)[0])
     return 0
 
@@ -279,6 +289,13 @@ def _export(options: argparse.Namespace) -> int:
         folder = export(run, options.folder.expanduser(), merge=options.merge)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}.")
     print("It loads with transformers and peft alone, and writes what the run's own model writes.")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from . import demo, runs
+
+    demo.serve(runs.collect(options.experiment, options.outputs or runs.OUTPUTS), options.experiment, options.host)
     return 0
 
 

@@ -36,7 +36,7 @@ def execute(source: Path, folder: Path, parameters: dict[str, object]) -> None:
 
 
 def tidy(notebook: dict) -> None:
-    """Leave of each progress bar its last state, and nothing of papermill's notes and of widgets' state."""
+    """Leave of each progress bar its last state, and nothing of papermill's notes and of widgets but their text."""
     for name in ("papermill", "widgets"):
         notebook["metadata"].pop(name, None)
     for cell in notebook["cells"]:
@@ -49,6 +49,7 @@ def tidy(notebook: dict) -> None:
             else:
                 whole.append(output)
         for output in whole:
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # nothing without its kernel
             if output["output_type"] == "stream":
                 lines = output["text"].split("\n")
                 output["text"] = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)

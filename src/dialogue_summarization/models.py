@@ -270,3 +270,15 @@ def reload(experiment: Experiment, folder: Path, quantized: str | None = None) -
         network = _keep_positions(peft.PeftModel.from_pretrained(base.network, folder))
         return Model(network.eval(), base.tokenizer, base.family)
     return _load(str(folder), experiment)
+
+
+def ready(experiment: Experiment, weights: Path | None, quantized: str | None = None) -> Model:
+    """A model on the device, to write summaries: trained, as `save` wrote it, or untrained without `weights`.
+
+    Raises:
+        ModelError: As `load` and `reload`.
+    """
+    model = reload(experiment, weights, quantized) if weights else load(experiment, quantized)
+    if not quantized:  # what is quantized lies where it was loaded
+        model.network.to(hardware.device())
+    return model

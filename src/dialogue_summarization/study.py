@@ -240,14 +240,7 @@ def finish(job: Job) -> runs.Run:
 
 def load_model(job: Job) -> models.Model:
     """The model of a run, ready to write summaries: untrained, or as it was saved."""
-    quantized = job.method.quantization
-    if job.method.trains:
-        model = models.reload(job.experiment, job.weights, quantized)
-    else:
-        model = models.load(job.experiment, quantized)
-    if not quantized:  # what is quantized lies where it was loaded
-        model.network.to(hardware.device())
-    return model
+    return models.ready(job.experiment, job.weights if job.method.trains else None, job.method.quantization)
 
 
 def run(

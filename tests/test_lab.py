@@ -1,0 +1,134 @@
+"""The notebooks in JupyterLab, in a real browser: run from top to bottom, and looked at in both themes."""
+
+import json
+import os
+import sys
+import time
+
+import browser
+import nbformat
+import papermill
+import pytest
+
+from dialogue_summarization import data
+from dialogue_summarization.cli import NOTEBOOKS
+
+FOLDER = data.ROOT / "notebooks"
+ALL = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+THEMES = ("JupyterLab Light", "JupyterLab Dark")
+SETTINGS = {  # all cells are in the page at once, and nothing is asked
+    "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+RAN = """() => {
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText)
+    return prompts.length && prompts.every(prompt => /\\d/.test(prompt))
+}"""
+# The least contrast of text in tables to what is behind it, as WCAG 2 has it (4.5 is its bound for plain text).
+CONTRAST = """() => {
+    const rgb = text => text.match(/[\\d.]+/g).map(Number)
+    const light = colour => colour.slice(0, 3).map(part => part / 255)
+        .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0)
+    const behind = element => {
+        for (; element; element = element.parentElement) {
+            const colour = rgb(getComputedStyle(element).backgroundColor)
+            if (colour.length === 3 || colour[3] > 0.5) return colour
+        }
+        return [255, 255, 255]
+    }
+    const cells = [...document.querySelectorAll('.jp-OutputArea-output td, .jp-OutputArea-output th')]
+    const contrasts = cells.filter(cell => cell.innerText.trim()).map(cell => {
+        const both = [light(rgb(getComputedStyle(cell).color)), light(behind(cell))].sort((a, b) => b - a)
+        return (both[0] + 0.05) / (both[1] + 0.05)
+    })
+    return Math.min(...contrasts)
+}"""
+
+pytestmark = browser.needed
+
+
+@pytest.fixture(scope="module")
+def lab(tiny_models, tiny_data, tmp_path_factory):
+    """The address of a JupyterLab of its own, over copies of the notebooks whose parameters ask for a tiny model."""
+    place = tmp_path_factory.mktemp("lab")
+    asked = {
+        "MODEL": str(tiny_models["llama"]), "DATASET": str(tiny_data), "OUTPUTS": str(place / "outputs"),
+        "RUNS": "zero-shot,full,lora-balanced",
+    }  # fmt: skip
+    (place / "notebooks").mkdir()
+    for name in ALL:
+        target = place / "notebooks" / f"{name}.ipynb"
+        papermill.execute_notebook(str(FOLDER / target.name), str(target), asked, prepare_only=True, progress_bar=False)
+        notebook = nbformat.read(target, as_version=4)
+        for cell in notebook.cells:  # what is seen then has been made here
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, target)
+    for name, values in SETTINGS.items():
+        path = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values), encoding="utf-8")
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
+    }  # fmt: skip
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(place / folder) for name, folder in folders.items()}
+    )
+    line = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
+    line += ["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={place / 'notebooks'}"]
+    with (
+        open(place / "log.txt", "w", encoding="utf-8") as log,
+        browser.started(line, env=environment, stdout=log, stderr=log) as server,
+    ):
+        for _ in range(600):
+            if found := list((place / "runtime").glob("jpserver-*.json")):
+                break
+            assert server.poll() is None, (place / "log.txt").read_text("utf-8")
+            time.sleep(0.1)
+        yield json.loads(found[0].read_text("utf-8"))
+
+
+def test_every_notebook_runs_and_can_be_read_in_both_themes(lab, tmp_path):
+    assert set(NOTEBOOKS) <= set(ALL)
+    with browser.chromium() as chromium:
+        for name in ALL:
+            page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+            page.goto(f"{lab['url']}lab/tree/{name}.ipynb?reset&token={lab['token']}")
+            page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+            page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready")  # until then it asks for a kernel
+            page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+            page.wait_for_function(RAN, timeout=90_000)
+            shown = page.locator(".jp-OutputArea-output")
+            for kind in ("stderr", "error"):
+                blocks = page.locator(f'[data-mime-type="application/vnd.jupyter.{kind}"]')
+                assert blocks.all_inner_texts() == [], f"{name}: {kind}"
+            assert shown.locator("table").filter(has_text="ROUGE-L").count(), f"{name} shows no results"
+            sizes = shown.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+            assert sizes and min(sizes) > 300, f"{name} shows no figure"
+            for theme in THEMES:
+                page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
+                page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
+                page.wait_for_timeout(300)
+                assert page.evaluate(CONTRAST) > 4.5, f"{name}, {theme}"
+                page.screenshot(path=tmp_path / f"{name} {theme}.png")
+            if name == NOTEBOOKS[3]:
+                try_it(page)
+                page.screenshot(path=tmp_path / "try it.png")
+            page.close()
+
+
+def try_it(page):
+    """Ask the runs for a summary of a dialogue with a script in it, and of none."""
+    box, button = page.locator(".widget-textarea textarea"), page.get_by_role("button", name="Summarize")
+    shown = page.locator(".widget-html")
+    box.fill("#Person1#: <img src=x onerror='window.hit = 1'> Did you bring the old map?\n#Person2#: No.")
+    button.click()
+    shown.locator("td").first.wait_for(timeout=60_000)
+    cells = shown.locator("tr td:first-child").all_inner_texts()
+    assert [name.strip() for name in cells] == ["zero-shot", "full", "lora-balanced"]
+    assert "<img src=x" in shown.inner_text() and page.evaluate("window.hit") is None
+    box.fill("")
+    button.click()
+    shown.get_by_text("The dialogue is empty").wait_for()
