@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ def test_a_whole_model(tiny_models, tiny_data, tmp_path, method, folder):
 def test_an_adapter(tmp_path):
     """On the packaged model, of which the block names the file; the adapter is a random one."""
     experiment = experiments.experiment("quickstart")
+    short = replace(experiment.generation, max_new_tokens=12)
     model = models.load(experiment)
     model = models.Model(models.adapt(model.network, METHODS["lora-balanced"]).eval(), model.tokenizer, model.family)
     torch.manual_seed(0)
@@ -68,8 +70,8 @@ def test_an_adapter(tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.02)
     dialogue, prompt = texts(ADAPTER)
-    [wanted] = generation.summarize(model, [dialogue], experiment.generation, progress=False)
+    [wanted] = generation.summarize(model, [dialogue], short, progress=False)
     assert prompt == model.family.render(dialogue)
     models.save(model, tmp_path / "my-adapter", "SmolLM2-135M-Instruct")
-    generation.generation_config(model, experiment.generation).save_pretrained(tmp_path / "my-adapter")
+    generation.generation_config(model, short).save_pretrained(tmp_path / "my-adapter")
     assert run(ADAPTER, tmp_path) == wanted
