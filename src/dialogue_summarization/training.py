@@ -181,6 +181,8 @@ class SummarizationTrainer(HalvingTrainer):
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
         self._not_training = 0.0
+        self._counted: int | None = None
+        self._trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         # The mean of these batch losses over dialogues, which is what Trainer reports, is then the mean over tokens.
         tokens = sum(len(labels) for labels in self.eval_dataset["labels"]) if self.eval_dataset else 0
         self._eval_tokens_a_dialogue = tokens / len(self.eval_dataset) if self.eval_dataset else 1.0
@@ -287,7 +289,8 @@ class SummarizationTrainer(HalvingTrainer):
         """
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
-        return super().train(*args, **kwargs)
+        with fast.quick_zero_grad(self.model):
+            return super().train(*args, **kwargs)
 
     def attempt(self, checkpoint: str | bool | None, **kwargs: Any) -> Any:
         """See `HalvingTrainer`.
@@ -329,13 +332,25 @@ class SummarizationTrainer(HalvingTrainer):
         if self._clock is None:
             self.training_seconds()
         step = super().training_step
-        # Graphs of T5's steps as they are, in many padded shapes, took more memory and time; one that is captured begins
-        # with no gradients.
+        # Graphs of T5's steps in many padded shapes took more memory and time. One that is captured begins with no
+        # gradients.
         if not self.fast or not self.parts.family.fixed_attention or self.args.gradient_accumulation_steps > 1:
             return step(model, inputs, num_items_in_batch)
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
         return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's, with weights counted once: it counts them anew at every step, which takes as long as a step."""
+        if self._counted is None:
+            self._counted = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * inputs[getattr(self.model, "main_input_name", "input_ids")].numel() * self._counted
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Trainer's, of the trained weights alone and without looking for them at every step; not where sharded."""
+        if self.is_fsdp_enabled:
+            return super()._clip_grad_norm(model)
+        return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
         """The weights where the model in this process holds only a part of them."""
