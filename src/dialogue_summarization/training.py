@@ -1,5 +1,6 @@
 """Training through the Hugging Face Trainer: its arguments, and the one subclass that both families share."""
 
+import contextlib
 import math
 import os
 import pickle
@@ -289,7 +290,8 @@ class SummarizationTrainer(HalvingTrainer):
         """
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
-        with fast.quick_zero_grad(self.model):
+        # Sharding puts other weights in the place of the network's.
+        with contextlib.nullcontext() if self.is_fsdp_enabled else fast.quick_zero_grad(self.model):
             return super().train(*args, **kwargs)
 
     def attempt(self, checkpoint: str | bool | None, **kwargs: Any) -> Any:
