@@ -253,7 +253,7 @@ def _fresh(model: str, method: str) -> models.Model:
 
 
 def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
-    """The committed training measurements, a row each."""
+    """The committed measurements of training on one device, a row each."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     rows = [
         {
@@ -269,7 +269,7 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
             "device": entry["device"],
         }
         for entry in found
-        if "step_milliseconds" in entry
+        if "step_milliseconds" in entry and entry.get("gpus", 1) == 1
     ]
     if not rows:
         return pd.DataFrame()
