@@ -263,7 +263,7 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _summarize(options: argparse.Namespace) -> int:
-    from . import data, hardware, models, runs
+    from . import data, hardware, runs, study
     from .generation import summarize
 
     run = runs.find(options.record, reference=False)[0]
@@ -273,12 +273,8 @@ def _summarize(options: argparse.Namespace) -> int:
         text = data.read_text(Path(options.file))
     if not text.strip():
         raise data.DataError("The dialogue is empty.")
-    chosen = run.experiment
-    if run.weights is None and run.config.settings is not None:
-        raise ConfigurationError(f"The weights of {run.folder} are not there: `study {chosen.name}` makes them.")
     with hardware.quiet():
-        model = models.ready(chosen, run.weights, run.config.options.get("quantization"))
-        print(summarize(model, [text.strip()], chosen.generation, progress=False)[0])
+        print(summarize(study.model_of(run), [text.strip()], run.experiment.generation, progress=False)[0])
     return 0
 
 

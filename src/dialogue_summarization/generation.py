@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,6 +22,19 @@ _TOKENS = (
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How summaries are drawn at random, by torch's generator, which the caller seeds.
+
+    Tokens less likely than `epsilon` are never drawn (Hewitt et al. 2022, arXiv 2210.15191), among them those that
+    label smoothing makes likelier than they are. Freitag et al. (2023, arXiv 2305.09860) found this best for minimum
+    Bayes risk; the defaults are theirs.
+    """
+
+    temperature: float = 1.0
+    epsilon: float = 0.02
 
 
 class NoRepeatedNgram(LogitsProcessor):
@@ -49,17 +63,21 @@ class NoRepeatedNgram(LogitsProcessor):
         return scores.scatter_reduce(1, ngrams[:, :, -1], limits, "amin")
 
 
-def generation_config(model: Model, generation: Generation) -> GenerationConfig:
-    """The experiment's settings with the special tokens of the model, and no sampling."""
+def generation_config(model: Model, generation: Generation, sampling: Sampling | None = None) -> GenerationConfig:
+    """The experiment's settings with the special tokens of the model, and no sampling but what is asked for."""
     own = model.network.generation_config
     tokens = {name: getattr(own, name) for name in _TOKENS if getattr(own, name, None) is not None}
+    drawn = {}
+    if sampling:  # generate would keep to the 50 likeliest tokens where top_k is not given
+        drawn = {"temperature": sampling.temperature, "epsilon_cutoff": sampling.epsilon, "top_k": 0}
     return GenerationConfig(
         **tokens,
+        **drawn,
         pad_token_id=model.tokenizer.pad_token_id,
         max_new_tokens=generation.max_new_tokens,
         num_beams=generation.num_beams,
         length_penalty=generation.length_penalty,
-        do_sample=False,
+        do_sample=sampling is not None,
         disable_compile=True,  # of a cache of fixed size generate would make an occasion to compile the model
     )
 
@@ -70,6 +88,7 @@ def summarize(
     dialogues: Sequence[str],
     generation: Generation,
     *,
+    sampling: Sampling | None = None,
     progress: bool = True,
     tokens: int | None = None,
 ) -> list[str]:
@@ -82,6 +101,7 @@ def summarize(
         model: The model that writes.
         dialogues: What it reads.
         generation: How it writes.
+        sampling: How it draws, if it does; another division into batches then gives other summaries.
         progress: Whether to show a bar.
         tokens: How many tokens a batch may hold, padding included; the machine decides where it is None. Where memory
             runs out, half as many dialogues are written for at once.
@@ -96,7 +116,7 @@ def summarize(
     was_training = model.network.training
     model.network.eval()
     # Set on the model, not handed over: generate would fill in what the checkpoint says beside it.
-    own, base.generation_config = base.generation_config, generation_config(model, generation)
+    own, base.generation_config = base.generation_config, generation_config(model, generation, sampling)
     bar = tqdm(total=len(order), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
 
     def write(most: int) -> None:

@@ -4,6 +4,7 @@ Per dialogue F1 with stemming, averaged over its references; then averaged over 
 references, that equals scoring the Hub's 1,500 rows pair by pair. 0 to 1.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,6 +16,7 @@ from rouge_score import rouge_scorer, tokenizers
 from . import processes
 
 TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+MEAN_OF = ("rouge1", "rouge2", "rougeL")  # what two texts' `agreement` is the mean of
 
 
 class _CachedTokenizer(tokenizers.Tokenizer):
@@ -28,8 +30,8 @@ class _CachedTokenizer(tokenizers.Tokenizer):
 
 
 @lru_cache
-def _scorer() -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(list(TYPES), tokenizer=_CachedTokenizer())
+def _scorer(types: tuple[str, ...] = TYPES) -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer(list(types), tokenizer=_CachedTokenizer())
 
 
 def sentences(text: str) -> str:
@@ -83,6 +85,18 @@ def means(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     both = list(zip(predictions, references, strict=True))
     rows = processes.shared(lambda some: score_all(*zip(*some, strict=True)).to_numpy(), both)
     return {name: float(value) for name, value in pd.DataFrame(rows, columns=list(TYPES)).mean().items()}
+
+
+def agreement(texts: Sequence[str]) -> np.ndarray:
+    """How far each text agrees with the others (texts,): its mean over them of ROUGE-1, -2 and -L F1, averaged.
+
+    Repeated texts count as often as they are there. F1 is the same both ways, so every two are scored once.
+    """
+    found = np.zeros((len(texts), len(texts)))
+    for one, other in itertools.combinations(range(len(texts)), 2):
+        scored = _scorer(MEAN_OF).score(texts[one], texts[other])
+        found[one, other] = found[other, one] = sum(part.fmeasure for part in scored.values()) / len(scored)
+    return found.sum(axis=1) / (len(texts) - 1)
 
 
 def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from . import damage, data, hardware, likelihood, locks, models, processes, runs
 from .energy import Energy
-from .experiments import Experiment, Method, Settings
+from .experiments import ConfigurationError, Experiment, Method, Settings
 from .generation import summarize
 from .parallel import is_sharded, trainer_class
 from .rouge import means
@@ -241,6 +241,18 @@ def finish(job: Job) -> runs.Run:
 def load_model(job: Job) -> models.Model:
     """The model of a run, ready to write summaries: untrained, or as it was saved."""
     return models.ready(job.experiment, job.weights if job.method.trains else None, job.method.quantization)
+
+
+def model_of(record: runs.Run) -> models.Model:
+    """The model of a finished run, ready to write summaries.
+
+    Raises:
+        ConfigurationError: Its weights are not there, as those of committed records.
+    """
+    if record.weights is None and record.config.settings is not None:
+        name = record.config.experiment
+        raise ConfigurationError(f"The weights of {record.folder} are not there: `study {name}` makes them.")
+    return models.ready(record.experiment, record.weights, record.config.options.get("quantization"))
 
 
 def run(

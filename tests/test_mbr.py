@@ -1,0 +1,176 @@
+"""Minimum Bayes risk: the choice by hand and by a plain double loop, draws by their seed, the command on a tiny run."""
+
+import csv
+import json
+from collections import Counter
+
+import pytest
+import torch
+from conftest import tiny_experiment, tiny_rows
+from rouge_score import rouge_scorer
+
+from dialogue_summarization import data, experiments, mbr, models, results, runs, study
+from dialogue_summarization.experiments import Generation
+from dialogue_summarization.generation import Sampling
+from dialogue_summarization.rouge import agreement
+
+WIDE = Sampling(epsilon=0.0)
+SHORT = Generation(max_new_tokens=6)
+
+
+def by_double_loop(texts):
+    """Each text against every other, by rouge_score's own stemming tokenizer."""
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    totals = []
+    for number, text in enumerate(texts):
+        scores = [scorer.score(other, text) for at, other in enumerate(texts) if at != number]
+        totals.append(sum(part.fmeasure for score in scores for part in score.values()) / 3 / len(scores))
+    return totals
+
+
+def test_agreement_by_hand():
+    """`a b` and `a b c`: ROUGE-1 and -L 2 x 1 x 2/3 / (1 + 2/3) = 4/5, ROUGE-2 2 x 1 x 1/2 / (1 + 1/2) = 2/3."""
+    near = (4 / 5 + 2 / 3 + 4 / 5) / 3
+    assert agreement(["a b", "a b c", "x y"]) == pytest.approx([near / 2, near / 2, 0])
+    # `c b a` shares the words of `a b c` but neither their pairs nor their order (1 of 3): (1 + 0 + 1/3) / 3.
+    assert agreement(["a b c", "c b a"]) == pytest.approx([4 / 9, 4 / 9])
+
+
+def test_the_choice_is_what_most_others_are_like_and_repeats_count():
+    assert mbr.choose(["Ann waits.", "Ben sells a bike.", "Ben sells a red bike.", "Ben bought a bike."]) == (
+        "Ben sells a bike."
+    )
+    assert mbr.choose(["Ben sells a bike.", "Ben sold bikes.", "Ann waits.", "Ann waits."]) == "Ann waits."
+    assert mbr.choose(["one", "two", "three"]) == "one"
+    assert mbr.choose(["", "", "Ann waits for Ben.", "Ann waited for Ben."]) == "Ann waits for Ben."
+
+
+def test_the_choice_is_that_of_a_plain_double_loop():
+    generator = torch.Generator().manual_seed(0)
+    words = [word for row in tiny_rows(12, 2) for word in row["summary"].split()]
+    for size in (2, 5, 16):
+        for _ in range(5):
+            lengths = torch.randint(0, 12, (size,), generator=generator).tolist()
+            texts = [
+                " ".join(words[at] for at in torch.randint(0, len(words), (n,), generator=generator)) for n in lengths
+            ]
+            expected = by_double_loop(texts)
+            assert agreement(texts) == pytest.approx(expected)
+            assert expected[texts.index(mbr.choose(texts))] == pytest.approx(max(expected))
+
+
+def test_draws_are_seeded_and_belong_to_their_dialogues(tiny):
+    model, dialogues = models.load(tiny), [row["dialogue"] for row in tiny_rows(3)]
+    first = mbr.draw(model, dialogues, SHORT, WIDE, 4, seed=1)
+    assert [len(several) for several in first] == [4, 4, 4]
+    assert len({text for several in first for text in several}) > 6
+    assert mbr.draw(model, dialogues, SHORT, WIDE, 4, seed=1) == first
+    assert mbr.draw(model, dialogues, SHORT, WIDE, 4, seed=2) != first
+    greedy = mbr.summarize(model, dialogues, SHORT, progress=False)
+    cold = mbr.draw(model, dialogues, SHORT, Sampling(temperature=1e-4), 3)
+    assert cold == [[text] * 3 for text in greedy]
+
+
+def test_tokens_are_drawn_as_likely_as_the_model_finds_them_but_none_below_epsilon(tiny):
+    """Counted: no hidden limit to the likeliest 50, and epsilon cuts where it should."""
+    model, dialogue = models.load(tiny), tiny_rows(1)[0]["dialogue"]
+    with torch.no_grad():
+        model.network.get_output_embeddings().weight.mul_(20)
+    batch = model.family.collate([model.family.encode(dialogue)])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if model.network.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.tensor([[model.network.config.decoder_start_token_id]])
+    with torch.no_grad():
+        likely = model.network(**inputs).logits[0, -1].softmax(-1)
+    texts = [model.tokenizer.decode([token], skip_special_tokens=True).strip() for token in range(len(likely))]
+
+    def expected(sampling):
+        kept = torch.where(likely >= sampling.epsilon, likely, 0)
+        of = Counter()
+        for text, chance in zip(texts, (kept / kept.sum()).tolist(), strict=False):
+            of[text] += chance
+        return {text: chance for text, chance in of.items() if chance > 0}
+
+    epsilon = likely.sort(descending=True).values[60:70].mean().item()
+    for sampling, count in ((WIDE, 400), (Sampling(epsilon=epsilon), 65)):
+        [drawn] = mbr.draw(model, [dialogue], Generation(max_new_tokens=1), sampling, 4_000)
+        chances, counts = expected(sampling), Counter(drawn)
+        assert set(counts) <= set(chances) and len(chances) <= count
+        assert len(counts) > 50
+        for text, chance in chances.items():
+            assert abs(counts[text] / 4_000 - chance) < 5 * (chance / 4_000) ** 0.5 + 0.001
+
+
+@pytest.fixture(scope="module")
+def run(tiny_models, tiny_data, tmp_path_factory):
+    """A tiny trained Llama that writes by beams."""
+    experiment = tiny_experiment(tiny_models["llama"], tiny_data, generation=Generation(max_new_tokens=12, num_beams=2))
+    return study.run(experiment, experiments.method("full"), outputs=tmp_path_factory.mktemp("outputs"))
+
+
+def command(run, *more):
+    return mbr.main([str(run.folder), "--samples", "4", "--temperature", "2", "--epsilon", "0.001", *more])
+
+
+def test_the_command_leaves_a_record_and_results_show_it(run, tiny_data):
+    test = data.load_source(str(tiny_data))["test"]
+    assert "minimum Bayes risk" not in results.text([run], test)
+    assert command(run, "--dataset", str(tiny_data)) == 0
+    found = json.loads((run.folder / "mbr-4.json").read_text("utf-8"))
+    with (run.folder / "mbr-4.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == list(test["id"])
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for texts, scores in (
+        ([row["prediction"] for row in rows], found),
+        (run.predictions["prediction"].tolist(), found["own"]),
+    ):
+        for name in ("rouge1", "rouge2", "rougeL"):
+            each = [
+                scorer.score(reference, text)[name].fmeasure
+                for text, several in zip(texts, test["summaries"], strict=True)
+                for reference in several
+            ]
+            assert scores[name] == pytest.approx(sum(each) / 15, abs=1e-6)
+            assert scores[f"{name}_low"] <= scores[name] <= scores[f"{name}_high"]
+    assert found["over_own"]["rougeL"] == pytest.approx(found["rougeL"] - found["own"]["rougeL"], abs=2e-6)
+    assert (found["key"], found["samples"], found["temperature"], found["epsilon"]) == (run.config.key, 4, 2.0, 0.001)
+    assert 1 < found["distinct_samples"] <= 4 and "threads" in found["device"]
+    shown = results.text([run], test)
+    [line] = [line for line in shown.splitlines() if line.startswith("| full | 4 |")]
+    assert f"{found['rougeL']:.3f} [" in line and f"{found['over_own']['rougeL']:+.3f} [" in line
+    assert line.endswith(f" | {found['device']} |") and "optimizes the measure" in shown
+    before = (run.folder / "mbr-4.csv").read_bytes()
+    assert command(run) == 0  # the same draws again, from the run's own data
+    assert (run.folder / "mbr-4.csv").read_bytes() == before
+    assert runs.read(run.folder).config.key == run.config.key  # still a record
+
+
+def test_settings_are_tried_on_validation_without_touching_test(run, tiny_data):
+    there = {path.name for path in run.folder.iterdir()}
+    assert command(run, "--split", "validation", "--seed", "3") == 0
+    assert {path.name for path in run.folder.iterdir()} - there == {"mbr-4-validation-2-0.001.json"}
+    found = json.loads((run.folder / "mbr-4-validation-2-0.001.json").read_text("utf-8"))
+    splits = data.load_source(str(tiny_data))
+    assert (found["split"], found["seed"]) == ("validation", 3)
+    assert found["dialogues"] == len(data.unseen(splits["validation"], splits["train"]))
+    assert "validation" not in " ".join(results.by_minimum_bayes_risk([run]).astype(str).to_numpy().ravel())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--samples", "1"], "--samples is 2 or more"),
+        (["--temperature", "0"], "--temperature above 0"),
+        (["--dataset", "sample"], "not the data that"),
+    ],
+)
+def test_what_cannot_be_is_said(run, capsys, more, said):
+    assert command(run, *more) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_record_without_weights_says_how_to_make_them(capsys):
+    folder = runs.OUTPUTS / "reference" / "quickstart" / "full" / "seed-0"
+    assert mbr.main([str(folder)]) == 1
+    assert "weights" in capsys.readouterr().err
