@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a card computes in bf16; the tests that need one say how
 os.environ["ONEDNN_MAX_CPU_ISA"] = (
     "AVX2"  # in fp32 wherever the tests run, their subprocesses too: tolerances are tight
 )

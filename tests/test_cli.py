@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import SHARED, tiny_experiment, tiny_rows
@@ -23,6 +24,20 @@ def write_csv(path, header, rows):
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return path
+
+
+@pytest.mark.parametrize("code, seconds", [
+    ("import dialogue_summarization", 1),
+    ("from dialogue_summarization import cli; cli.main(['--help'])", 2),
+])  # fmt: skip
+def test_importing_and_help_answer_at_once(code, seconds):
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    took = time.perf_counter() - start
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "dialogue_summarization" in imported
+    assert not imported & {"torch", "transformers", "pandas", "numpy", "datasets"}, "imported where it is not used"
+    assert took < 3 * seconds  # the machine may be busy
 
 
 def test_help_names_every_experiment_and_command():

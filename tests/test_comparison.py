@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import SHARED, tiny_experiment, tiny_rows
 
-from dialogue_summarization import comparison, data, experiments, published, rouge, runs, systems
+from dialogue_summarization import comparison, data, experiments, published, rouge, runs, significance, systems
 
 needs_dialogsum = pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
 needs_published = pytest.mark.skipif(not (SHARED / "published").is_dir(), reason="needs shared/published")
@@ -140,6 +140,16 @@ def test_seeds_are_named_and_a_system_alone_has_no_pairs(noisy):
     assert comparison.scores(pair)["seeds"]["one"] == f"3: {each[0]:.3f} to {each[2]:.3f}"
     assert comparison.sentences(pair[:1], "rouge1") == [] and comparison.pairwise(pair[:1], "rouge1").empty
     assert "nothing to compare" in comparison.resolution(pair[:1], "rouge1")
+
+
+@pytest.mark.parametrize(("spread", "found"), [(0.02, "is as good as"), (0.3, "is not shown to be as good as")])
+def test_the_planned_comparison_is_one_test(noisy, spread, found):
+    pair = [noisy("full", 0, spread, seeds=3), noisy("lora-balanced (reference)", 0.001, spread, seeds=2)]
+    said = comparison.planned([*pair, noisy("other", 0, 0.1)])
+    gap = significance.compare(pair[1].scores("rouge1"), pair[0].scores("rouge1"))
+    assert said.startswith(f"lora-balanced (reference) {found} full within 0.01 ROUGE-1: difference ")
+    assert f" p {gap.p_equivalent:.3f} " in said.replace("<0.001", f"{gap.p_equivalent:.3f}")
+    assert said.endswith("(seeds: 2 and 3).") and comparison.planned(pair[:1]) == ""
 
 
 def test_identical_systems_are_as_good_as_each_other(noisy):

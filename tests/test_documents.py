@@ -9,24 +9,27 @@ import shlex
 import nbformat
 import pytest
 import withhold
+import yaml
 from conftest import SHARED
 
 from dialogue_summarization import (
+    __version__,
     benchmark,
     cli,
     comparison,
     data,
     experiments,
     figures,
+    measured,
     report,
     results,
     runs,
-    study,
     systems,
 )
 
 DOCUMENTS = (
-    "README.md", "GPU_OPTIMIZATION_GUIDE.md", "data/README.md", "docs/from_the_course_lab.md", "notebooks/README.md",
+    "README.md", "GPU_OPTIMIZATION_GUIDE.md", "data/README.md", "notebooks/README.md",
+    *sorted(path.relative_to(data.ROOT).as_posix() for path in (data.ROOT / "docs").glob("*.md")),
 )  # fmt: skip
 
 
@@ -47,7 +50,6 @@ def reference(name):
 def table(name):
     """What the README shows of an experiment's records."""
     made, test = reference(name)
-    made = [run for run in made if run.config.seed == 0]
     results_table = report.results(made, test).rename(index=lambda label: label.removesuffix(" (reference)"))
     device, date = made[0].environment["device"], made[0].date
     about = f"`{report.signature(test)}`\n\nMade on {date}, device: {device} ({made[0].environment['system']})."
@@ -87,19 +89,44 @@ def test_of_dialogsum_three_test_dialogues_are_shown():
     assert len(shown) <= withhold.KEPT and all(name.startswith("test_") for name in shown)
 
 
-def test_the_guides_table_is_that_of_the_benchmarks():
-    assert held("GPU_OPTIMIZATION_GUIDE.md", "benchmarks") == report.to_markdown(benchmark.table())
+def guide():
+    """The tables of the guide, by their marks."""
+    return {"benchmarks": benchmark.table(), "cards": measured.advice(measured.records())}
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "cards"])
+def test_the_guides_tables_are_those_of_the_benchmarks(name):
+    assert held("GPU_OPTIMIZATION_GUIDE.md", name) == report.to_markdown(guide()[name])
 
 
 def block(name):
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
 
 
+def anchors(path):
+    """What the headings of a document are called in links, as GitHub has it."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
     path = data.ROOT / document
-    links = re.findall(r"\]\((?!https?://)([^)#]*)", path.read_text("utf-8"))
-    assert [link for link in links if link and not (path.parent / link).exists()] == []
+    links = re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", path.read_text("utf-8"))
+    for link, anchor in links:
+        target = path.parent / link if link else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+def test_how_to_cite_names_this_project():
+    citation = yaml.safe_load((data.ROOT / "CITATION.cff").read_text("utf-8"))
+    [author] = citation["authors"]
+    assert author["name"] in (data.ROOT / "LICENSE").read_text("utf-8")
+    assert citation["version"] == __version__ and citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "type"} <= citation.keys()
+    bibtex = re.search(r"```bibtex\n(.*?)```", (data.ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
+    assert all(f"{{{said}}}" in bibtex for said in (author["name"], citation["title"], citation["version"]))
 
 
 def test_commands_are_known():
@@ -114,16 +141,9 @@ def test_commands_are_known():
             assert cli._parser().parse_args(arguments).run
 
 
-def test_the_snippet_in_the_readme_is_of_this_interface(tiny, monkeypatch, capsys, tmp_path):
-    code = re.search(r"```python\n(.*?)```", (data.ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
-    monkeypatch.setitem(experiments.EXPERIMENTS, "quickstart", tiny)
-    monkeypatch.setattr(study.run, "__kwdefaults__", {"outputs": tmp_path, "force": False})
-    exec(code, {})
-    assert "lora-balanced" in capsys.readouterr().out
-
-
 if __name__ == "__main__":
-    blocks = [("GPU_OPTIMIZATION_GUIDE.md", "benchmarks", report.to_markdown(benchmark.table()))]
+    runs.write_json(measured.FOLDER / "summary.json", measured.summary())
+    blocks = [("GPU_OPTIMIZATION_GUIDE.md", name, report.to_markdown(table)) for name, table in guide().items()]
     for name in NAMES:
         folder = runs.OUTPUTS / "reference" / name
         results.write(*reference(name), folder)

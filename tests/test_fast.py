@@ -65,7 +65,7 @@ def test_blocks_finds_every_block_of_both_families():
     assert [type(block).__name__ for block in fast.blocks(tiny_network("llama"))] == ["LlamaDecoderLayer"] * 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card: CUDA_VISIBLE_DEVICES=0 pytest -k graphs")
 def test_graphs_replay_the_same_gradients(tiny):
     model = models.load(tiny)
     network = model.network.to("cuda").train()

@@ -201,7 +201,7 @@ def test_a_cache_of_fixed_size_writes_what_a_growing_one_does(tiny_models, tiny_
     assert len({tuple(row) for row in found.tolist()}) > 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card: CUDA_VISIBLE_DEVICES=0 pytest -k graphs")
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_graphs_write_what_plain_passes_do(model, monkeypatch, num_beams):
     model.network.to("cuda")

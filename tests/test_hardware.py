@@ -3,9 +3,10 @@
 import pytest
 import torch
 from conftest import tiny_experiment, tiny_rows
+from test_memory import ALL, smollm2
 from transformers import TrainingArguments
 
-from dialogue_summarization import data, fitting, hardware, models
+from dialogue_summarization import data, fitting, hardware, memory, models
 from dialogue_summarization.experiments import EXPERIMENTS, Settings
 from dialogue_summarization.training import encode, training_arguments
 
@@ -53,6 +54,16 @@ def test_the_effective_batch_is_kept_whatever_the_memory(monkeypatch, model, row
     monkeypatch.setattr(hardware, "memory", lambda: gib * hardware.GIB)
     plan = fitting.fits(batch_size, model.network, rows)
     assert plan.micro_batch * plan.accumulation == batch_size
+
+
+@pytest.mark.parametrize(("gib", "at_once"), [(6, 2), (12, 4), (64, 8)])
+def test_a_cpu_holds_few_and_no_more_than_its_memory(monkeypatch, model, rows, gib, at_once):
+    monkeypatch.setattr(hardware, "memory", lambda: gib * hardware.GIB)
+    monkeypatch.setattr(memory, "shape_of", lambda _: smollm2())
+    monkeypatch.setattr(memory, "lengths_of", lambda _: ALL)
+    plan = fitting.fits(32, model.network, rows)
+    assert (plan.micro_batch, plan.accumulation, plan.checkpointing) == (at_once, 32 // at_once, False)
+    assert 0 < plan.bytes < gib * hardware.GIB
 
 
 def test_one_card_unless_asked_for_more(monkeypatch, tmp_path, model, rows):

@@ -1,4 +1,4 @@
-"""A Hub that is silent or breaks off: one paragraph with the ways out, and soon."""
+"""A Hub that is silent or ends in mid-download: one paragraph with the ways out, and soon; a slow one is waited for."""
 
 import http.server
 import json
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -16,7 +17,8 @@ from dialogue_summarization import data, models
 for fetch, source in ((models.resolve, "someone/model"), (data.load_source, "someone/dialogues")):
     start = time.perf_counter()
     try:
-        fetch(source)
+        found = fetch(source)
+        print(f"{time.perf_counter() - start:.1f} found {found}")
     except Exception as error:
         print(f"{time.perf_counter() - start:.1f} {type(error).__name__} {error}")
 """
@@ -66,17 +68,40 @@ class BreaksOff(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(self.SIZE))
         self.end_headers()
         if not head:
-            self.wfile.write(b"x" * (self.SIZE // 2))
-            self.close_connection = True
+            self.send()
         return None
+
+    def send(self):
+        self.wfile.write(b"x" * (self.SIZE // 2))
+        self.close_connection = True
 
     def log_message(self, *_):
         """Nothing."""
 
 
+class FallsSilent(BreaksOff):
+    """A Hub that sends half of each file and then nothing more, without closing."""
+
+    def send(self):
+        self.wfile.write(b"x" * (self.SIZE // 2))
+        self.wfile.flush()
+        time.sleep(3)  # the client waits for 1 s
+        self.close_connection = True
+
+
+class IsSlow(BreaksOff):
+    """A Hub that takes nearly 2 s to send a file, longer than the client waits for anything."""
+
+    def send(self):
+        for _ in range(8):
+            self.wfile.write(b"{" + b" " * (self.SIZE // 8 - 2) + b"}")
+            self.wfile.flush()
+            time.sleep(0.25)
+
+
 def fetch(port, home):
     environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": ""}
-    environment |= {"HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -86,21 +111,30 @@ def fetch(port, home):
 def printed(tmp_path_factory):
     """What is said of each kind of trouble, and the seconds until then."""
     silent = socket.create_server(("127.0.0.1", 0))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    ports = {"silent": silent.getsockname()[1], "breaks off": server.server_port}
+    ports = {"silent": silent.getsockname()[1]}
+    servers = {"breaks off": BreaksOff, "falls silent": FallsSilent, "is slow": IsSlow}
+    servers = {kind: http.server.ThreadingHTTPServer(("127.0.0.1", 0), each) for kind, each in servers.items()}
+    for kind, server in servers.items():
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ports[kind] = server.server_port
     running = {kind: fetch(port, tmp_path_factory.mktemp("home")) for kind, port in ports.items()}
     said = {kind: process.communicate()[0].splitlines() for kind, process in running.items()}
-    server.shutdown()
+    for server in servers.values():
+        server.shutdown()
     silent.close()
     return said
 
 
-@pytest.mark.parametrize("kind", ["silent", "breaks off"])
+@pytest.mark.parametrize("kind", ["silent", "breaks off", "falls silent"])
 def test_what_is_read_when_the_hub_is_in_trouble(printed, kind):
     assert len(printed[kind]) == 2, printed[kind]
     for line, what, way_out in zip(printed[kind], ("Model", "Data"), ("--model PATH", "--dataset PATH"), strict=True):
         seconds, error, message = line.split(" ", 2)
         assert error == f"{what}Error" and float(seconds) < 30
         assert way_out in message and "quickstart" in message and "Try again" in message
-        assert kind == "breaks off" or "does not answer" in message
+        assert kind != "silent" or "does not answer" in message
+
+
+def test_a_slow_hub_is_waited_for(printed):
+    seconds, found, _ = printed["is slow"][0].split(" ", 2)
+    assert found == "found" and float(seconds) > 1.5, printed["is slow"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_experiment
 
-from dialogue_summarization import generation, locks, runs, study, training
+from dialogue_summarization import cli, generation, locks, runs, study, training
 from dialogue_summarization.experiments import METHODS
 
 KILLS = int(os.environ.get("STUDY_KILLS", "5"))
@@ -103,7 +103,7 @@ def test_a_killed_run_ends_as_any_other(undisturbed, number, tmp_path):
     assert {path.name for path in (tmp_path / "outputs" / "tiny" / "full").iterdir()} == {"seed-0"}
 
 
-def test_two_processes_do_not_make_one_run(undisturbed, tmp_path, monkeypatch):
+def test_two_processes_do_not_make_one_run(undisturbed, register, tmp_path, monkeypatch, capsys):
     experiment, wanted, _ = undisturbed
     monkeypatch.setattr(locks, "WAIT", 0.1)
     outputs, told = tmp_path / "outputs", tmp_path / "told"
@@ -115,6 +115,9 @@ def test_two_processes_do_not_make_one_run(undisturbed, tmp_path, monkeypatch):
         study.prepare(experiment, METHODS["full"], outputs=outputs)  # as notebooks begin
     with pytest.raises(locks.RunBusy):
         study.run(experiment, METHODS["full"], outputs=outputs)
+    register(experiment)
+    assert cli.main(["tiny", "--outputs", str(outputs)]) == 1  # before any notebook
+    assert "study: Another process is making the run" in capsys.readouterr().err
     study.run(experiment, METHODS["zero-shot"], outputs=outputs)  # another run is nobody's
     first.kill()
     first.join()

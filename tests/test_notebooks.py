@@ -16,6 +16,7 @@ from dialogue_summarization import data, experiments, runs, study
 from dialogue_summarization.cli import NOTEBOOKS
 
 FOLDER = data.ROOT / "notebooks"
+GPU = "05_gpu_optimization"  # belongs to no run: `study` leaves it out
 # Of any system: a drive, or folders from the root on, behind what can stand before a path in a notebook's JSON.
 ABSOLUTE_PATH = re.compile(
     r"""[A-Z]:\\\\|/(home|root|tmp|Users)/|(?:(?<=[\s"'`(\[{,|=:>])|(?<=\\n)|(?<=file://))/\w+/\w"""
@@ -101,7 +102,20 @@ def test_a_failing_cell_is_named_and_the_notebook_kept(tiny_models, tmp_path):
     assert done.returncode == 1 and "train.csv" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_was_measured_is_shown_with_whatever_records_there_are(tiny_models, tmp_path):
+    for number, records in enumerate((runs.OUTPUTS / "benchmarks", tmp_path / "none")):
+        target = tmp_path / f"{number}.ipynb"
+        line = [sys.executable, "-m", "papermill", FOLDER / f"{GPU}.ipynb", target, "--cwd", FOLDER, "-k", "python3"]
+        line += ["-p", "RECORDS", str(records), "-p", "MODEL", tiny_models["llama" if number else "t5"]]
+        made = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
+        assert made.returncode == 0, made.stderr
+        shown = json.dumps(outputs(target))
+        assert ("t5-base-full-plain," in shown) == (number == 1), "what is missing"
+        assert "samples/s" in shown or number == 1
+        assert "GiB" in shown and "grouped by length" in shown and "tokens a second" in shown
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, GPU])
 def test_committed_notebooks_render_and_read_well(name):
     path = FOLDER / f"{name}.ipynb"
     text = path.read_text("utf-8")

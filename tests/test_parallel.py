@@ -1,7 +1,9 @@
 """Two processes make the run that one makes, and say what happened when one of them does not."""
 
+import json
 import signal
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -10,9 +12,13 @@ from conftest import tiny_rows, write_jsonl
 from safetensors.torch import load_file
 
 from dialogue_summarization import (
+    base_models,
+    benchmark,
     cli,
     execution,
     experiments,
+    figures,
+    fitting,
     hardware,
     models,
     parallel,
@@ -136,6 +142,65 @@ def test_training_that_no_device_holds_is_found(monkeypatch):
     assert hardware.holds_training(network.requires_grad_(False))
 
 
+@pytest.mark.parametrize(("rows", "filled"), [(8, 8), (5, 8)])
+def test_rows_that_learn_nothing_make_up_a_multiple(rows, filled):
+    some = datasets.Dataset.from_list([{"input_ids": [5, 6], "labels": [7], "length": 3, "truncated": False}] * rows)
+    found = parallel.filled(some, 4)
+    assert len(found) == filled and found.features == some.features and list(found)[:rows] == list(some)
+    assert all(row["labels"] == [] and row["input_ids"] == [5] for row in list(found)[rows:])
+
+
+def test_the_benchmark_measures_the_same_training_by_two(places, said):
+    llama, _, dataset, folder = places
+    two_processes.measure(llama, dataset, folder / "measured")
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in (folder / "measured").glob("*.json")}
+    names = ("smollm2-full-plain", "smollm2-lora", "t5-xl-full")
+    assert set(found) == {
+        *names, *(f"{name}-gpus2" for name in (*names, "generate-beams1")), "generate-beams1",
+        "smollm2-full-plain-batch2",
+    }  # fmt: skip
+    for name in names:
+        one, two = found[name], found[f"{name}-gpus2"]
+        assert len(one["losses"]) == {"smollm2-full-plain": 12}.get(name, 6)
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        assert [one["gpus"], two["gpus"], one["sharded"], two["sharded"]] == [1, 2, False, name == "t5-xl-full"]
+        assert len(one["peak_memory_bytes_each"]) == 1 and len(two["peak_memory_bytes_each"]) == 2
+        assert one["parameters"] == two["parameters"] and one["batch_size"] == two["batch_size"] == 4
+        assert "all_reduce_milliseconds" not in one
+        assert ("all_reduce_milliseconds" in two) == (not two["sharded"])
+    compared = scaling.comparisons(folder / "measured")
+    assert [each.several["name"] for each in compared] == [f"{name}-gpus2" for name in names]
+    assert [each.predicted() is None for each in compared] == [False, True, True]
+    table = scaling.measured(compared)
+    assert list(table["GPUs"]) == [2, 2, 2] and list(table["predicted"] == "–") == [False, True, True]
+    assert len(figures.several_gpus(compared).axes[0].get_yticklabels()) == 3
+
+
+def test_memory_that_a_capped_card_lacks_is_recorded(places, monkeypatch, tmp_path):
+    def build(entry):
+        raise hardware.NotEnoughMemory("Out of memory at step 1: not one dialogue can be trained on.")
+
+    monkeypatch.setattr(benchmark, "build", build)
+    benchmark.main(["t5-xl-full", "--dataset", str(places[2]), "--outputs", str(tmp_path)])
+    found = json.loads((tmp_path / "t5-xl-full.json").read_text("utf-8"))
+    assert found["failed"].startswith("NotEnoughMemory: Out of memory at step 1") and found["gib"] == 42
+
+
+def test_an_xl_is_sharded_between_two_cards_of_42_gib_and_fits(monkeypatch):
+    with torch.device("meta"):
+        network = benchmark.t5("t5-xl")
+    assert network.num_parameters() == base_models.BASE_MODELS["flan-t5-xl"].parameters
+    monkeypatch.setattr(hardware, "memory", lambda: 42 * hardware.GIB)
+    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
+    assert not parallel.is_sharded(network, experiments.method("full"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parallel.is_sharded(network, experiments.method("full"))
+    rows = datasets.Dataset.from_list([{"input_ids": [5] * 512, "labels": [5] * 180, "length": 692}] * 8)
+    whole, half = fitting.fits(4, network, rows), fitting.fits(4, network, rows, parts=2)
+    assert whole.bytes > 42 * hardware.GIB
+    assert half.bytes < 42 * hardware.GIB and half.micro_batch * half.accumulation == 4 and not half.checkpointing
+
+
 def test_scaling_by_hand():
     link, network = scaling.Link("a", 100), scaling.Link("b", 10)
     assert scaling.all_reduce_seconds(10**9, 1, link) == 0
@@ -146,3 +211,23 @@ def test_scaling_by_hand():
     assert found == pytest.approx({
         "2 GPUs": 1.5, "4 GPUs": 4 * 30 / 45, "8 GPUs": 8 * 30 / 47.5, "2 machines of 2": 4 * 30 / 180
     })  # fmt: skip
+
+
+def test_measured_speed_beside_the_predicted_by_hand(tmp_path):
+    common = {"model": "smollm2", "method": "full", "fast": True, "sharded": False, "trainable_parameters": 250 * 10**6}
+    common |= {"peak_memory_bytes": scaling.GIB, "peak_memory_bytes_each": [scaling.GIB]}
+    records = (
+        {"gpus": 1, "batch_size": 32, "samples_per_second": 400.0, "step_milliseconds": 80.0},
+        {"gpus": 1, "batch_size": 16, "samples_per_second": 320.0, "step_milliseconds": 50.0},
+        # 10^9 bytes over 2 GPUs at 40 GB/s: 25 ms behind a step of 50 ms.
+        {"gpus": 2, "batch_size": 32, "samples_per_second": 420.0, "step_milliseconds": 76.2,
+         "all_reduce_milliseconds": 25.0, "bus_gigabytes": 40.0},
+        {"gpus": 1, "batch_size": 64, "samples_per_second": 400.0, "step_milliseconds": 160.0, "fast": False},
+    )  # fmt: skip
+    for number, record in enumerate(records):
+        (tmp_path / f"{number}.json").write_text(json.dumps(common | record), encoding="utf-8")
+    (found,) = scaling.comparisons(tmp_path)
+    assert found.times == pytest.approx(1.05)
+    assert found.predicted() == pytest.approx(2 * 320 * 50 / 75)
+    assert scaling.bus_gigabytes(10**9, 2, 0.025) == pytest.approx(40)
+    assert scaling.measured([found]).iloc[0]["predicted"] == "427"

@@ -1,5 +1,6 @@
 """Training: its loss is the right one, it learns, repeats, chooses, stops, and says when it diverges."""
 
+import contextlib
 import math
 import shutil
 import time
@@ -239,3 +240,16 @@ def test_seconds_grow_and_leave_evaluation_out(tiny, tmp_path, monkeypatch):
     seconds = [entry["seconds"] for entry in log if "loss" in entry]
     assert len(seconds) == trainer.state.max_steps == 12
     assert seconds == sorted(seconds) and 0 <= seconds[0] < seconds[-1] <= trainer.train_seconds + 0.01 <= wall - 3
+
+
+@pytest.mark.parametrize("method", ["full", "lora-balanced"])
+def test_what_is_not_looked_up_at_every_step_is_trainers(tiny, tmp_path, method, monkeypatch):
+    steep = replace(TINY, max_grad_norm=0.1)
+    ours = train(tiny, steep, tmp_path / "ours", METHODS[method], **QUIET)
+    assert "zero_grad" not in vars(ours.model)
+    for name in ("floating_point_ops", "_clip_grad_norm"):
+        monkeypatch.setattr(SummarizationTrainer, name, getattr(transformers.Trainer, name))
+    monkeypatch.setattr(training.fast, "quick_zero_grad", lambda network: contextlib.nullcontext())
+    trainers = train(tiny, steep, tmp_path / "trainers", METHODS[method], **QUIET)
+    assert ours.state.total_flos == trainers.state.total_flos > 0
+    assert state(ours.model) == state(trainers.model)

@@ -11,7 +11,18 @@ from functools import partial
 import pytest
 from conftest import tiny_experiment
 
-from dialogue_summarization import cli, experiments, fast, hardware, processes, study, trainer_parts, training
+from dialogue_summarization import (
+    benchmark,
+    cli,
+    experiments,
+    fast,
+    hardware,
+    processes,
+    shapes,
+    study,
+    trainer_parts,
+    training,
+)
 
 KILLED_AT = 5  # the step of 9 that one process does not survive
 STOPPED_AT = 8  # the step of 10, in the second of two epochs, at which a run is interrupted that then goes on
@@ -53,6 +64,39 @@ def as_if_too_large():
         yield
 
 
+def without_dropout(network):
+    """Of which each process draws its own: losses would differ by it."""
+    shapes.without_dropout(network)
+    return network
+
+
+def measure(llama, dataset, folder):
+    """The benchmark on tiny models: SmolLM2's place is taken by a Llama, FLAN-T5-xl's by a tiny shape of its own.
+
+    What may be taken of a card is set aside, where there is none, and which is then too small for that shape.
+    """
+    entries = (
+        benchmark.Entry("smollm2-full-plain", "smollm2", batch_size=4, steps=12, warm_up=2),
+        benchmark.Entry("smollm2-lora", "smollm2", "lora-balanced", batch_size=4, steps=6, warm_up=2),
+        benchmark.Entry("t5-xl-full", "t5-xl", batch_size=4, fast=False, steps=6, warm_up=2, gib=40),
+    )
+    line = ["--dataset", str(dataset), "--outputs", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(experiments.EXPERIMENTS, "smollm2-dialogsum", tiny_experiment(llama, dataset))
+        patch.setitem(benchmark.T5_SHAPES, "t5-xl", (32, 64, 2, 4))
+        usual = benchmark.t5
+        patch.setattr(benchmark, "t5", lambda shape: without_dropout(usual(shape)))
+        patch.setattr(benchmark, "ENTRIES", {entry.name: entry for entry in entries})
+        patch.setattr(processes, "leave", processes.wait)
+        benchmark.main(["smollm2-full-plain", "smollm2-lora", "generate-beams1", *line])
+        if processes.count() == 1:
+            benchmark.main(["t5-xl-full", *line])
+            benchmark.main(["smollm2-full-plain", "--batch-size", "2", *line])
+            return
+        with as_if_too_large():
+            benchmark.main(["t5-xl-full", *line])
+
+
 @contextmanager
 def at_step(number, happens):
     usual, calls = training.SummarizationTrainer.training_step, itertools.count(1)
@@ -78,6 +122,7 @@ def be_killed():
 
 def main(llama, t5, dataset, out):
     processes.join()
+    measure(llama, dataset, f"{out}/measured")
     trainer_parts.SECONDS_BETWEEN_CHECKPOINTS = 0
     for model, pretence, folder in ((llama, as_if_compiled, "compiled"), (t5, as_if_too_large, "sharded")):
         run = partial(study.run, experiment(model, dataset), experiments.method("full"), outputs=f"{out}/{folder}")

@@ -7,9 +7,12 @@ FLAN-T5's shapes have random weights, which takes the same time as trained ones.
 """
 
 import argparse
+import contextlib
+import gc
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,17 +24,18 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainingArguments
 
-from . import data, experiments, hardware, models, processes, runs, small_cards
+from . import data, experiments, growth, hardware, models, processes, runs, scaling, shapes, small_cards, whole_study
 from .experiments import Generation, Settings
 from .generation import summarize
-from .parallel import trainer_class
+from .parallel import exchange_seconds, is_sharded, trainer_class
 from .tokenization import EncoderDecoder
-from .training import encode, training_arguments
+from .training import CHECKPOINTING, encode, training_arguments
 
-T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large}/blob/main/config.json
+T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large,xl}, config.json
     "t5-small": (512, 1024, 8, 6),
     "t5-base": (768, 2048, 12, 12),
     "t5-large": (1024, 2816, 24, 16),
+    "t5-xl": (2048, 5120, 24, 32),
 }
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the vendor's data sheets
 
@@ -47,6 +51,7 @@ class Entry:
     fast: bool = True
     steps: int = 120
     warm_up: int = 80  # steps before the clock starts: compilation, and graphs for each shape
+    gib: float | None = None  # what may be taken of each card
 
 
 ENTRIES: dict[str, Entry] = {
@@ -61,6 +66,8 @@ ENTRIES: dict[str, Entry] = {
         Entry("smollm2-full", "smollm2", batch_size=32),
         Entry("smollm2-lora-plain", "smollm2", method="lora-balanced", batch_size=32, fast=False, steps=60, warm_up=20),
         Entry("smollm2-lora", "smollm2", method="lora-balanced", batch_size=32),
+        # Weights, gradients and AdamW's moments are 2.85 B x 16 bytes = 42.5 GiB: two cards hold them, one does not.
+        Entry("t5-xl-full", "t5-xl", batch_size=8, fast=False, steps=20, warm_up=5, gib=42),
     )
 }
 
@@ -84,52 +91,75 @@ def build(entry: Entry) -> models.Model:
     if base is None:  # FLAN-T5's tokenizer is not at hand: SmolLM2's has dialogues of about the same length
         path = models.resolve(experiments.PACKAGED_MODEL)
         tokenizer, _ = models.load_family(path, experiments.experiment("quickstart"))
-        base = models.Model(t5(entry.model), tokenizer, EncoderDecoder(tokenizer, 512, 0))
+        with hardware.device():  # on the CPU an xl takes a minute to draw
+            network = t5(entry.model)
+        base = shapes.folded(models.Model(network, tokenizer, EncoderDecoder(tokenizer, 512, 0)))
     transformers.set_seed(0)
     network = models.adapt(base.network, experiments.method(entry.method))
     return models.Model(network, base.tokenizer, base.family)
 
 
-def rows_for(model: models.Model, rows: datasets.Dataset) -> datasets.Dataset:
-    """The encoded pairs of a split, with token ids that the model's vocabulary has."""
-    rows = encode(rows, model.family)
-    size = model.network.config.vocab_size
-    if size >= len(model.tokenizer):
-        return rows
-    return rows.map(lambda row: {name: [token % size for token in row[name]] for name in ("input_ids", "labels")})
-
-
 def measure_training(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
-    """Samples a second in steady state, peak memory, the share of the card's arithmetic, and the losses."""
-    torch.cuda.empty_cache()
-    model = build(entry)
-    rows = rows_for(model, splits["train"])
-    settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(settings, folder, model, rows)
-        trainer = trainer_class()(model, settings, args=_short(arguments, entry), train_dataset=rows)
-        trainer.fast = entry.fast and hardware.fast_steps()
-        watch = _Stopwatch(entry.warm_up)
-        trainer.add_callback(watch)
-        trainer.train()
-    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    samples = entry.batch_size * (entry.steps - entry.warm_up) / watch.seconds
+    """Samples a second in steady state, peak memory of each card, the share of the cards' arithmetic, and the losses.
+
+    With several processes also the seconds that exchanging the gradients takes by itself. Where memory does not suffice
+    `failed` says so.
+    """
     found = {
         "name": entry.name,
         "model": entry.model,
         "method": entry.method,
+        "gpus": processes.count(),
         "batch_size": entry.batch_size,
+    }
+    if entry.gib:
+        found["gib"] = entry.gib
+    with small_cards.at_most(entry.gib) if entry.gib else contextlib.nullcontext():
+        try:
+            return found | _train(entry, splits)
+        except hardware.NotEnoughMemory as error:
+            return found | {"failed": small_cards.reason(error)}
+
+
+def _train(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
+    model = build(entry)
+    rows = encode(splits["train"], model.family)
+    settings = Settings(1e-4, batch_size=entry.batch_size, select_by="loss")
+    sharded = is_sharded(model.network, experiments.method(entry.method))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(settings, folder, model, rows, sharded=sharded)
+        trainer = trainer_class()(model, settings, args=_short(arguments, entry), train_dataset=rows)
+        trainer.fast = entry.fast and hardware.fast_steps()
+        watch = _Stopwatch(entry.warm_up)
+        trainer.add_callback(watch)
+        with hardware.PeakMemory() as peak:
+            trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    samples = entry.batch_size * (entry.steps - entry.warm_up) / watch.seconds
+    found = {
         "fast": trainer.fast,
+        "sharded": sharded,
+        "micro_batch": arguments.per_device_train_batch_size,
+        "checkpointing": getattr(arguments, CHECKPOINTING),
         "samples_per_second": round(samples, 1),
         "step_milliseconds": round(1000 * watch.seconds / (entry.steps - entry.warm_up), 2),
         "warm_up_seconds": round(watch.warm_up_seconds, 1),
         "peak_memory_bytes": trainer.peak_memory,
+        "peak_memory_bytes_each": processes.gather(peak.bytes),
         **models.count_parameters(model.network),
         "losses": [round(loss, 4) for loss in losses],
+        "steps_a_loss": arguments.logging_steps,
     }
-    peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware.describe()["device"]), None)
-    if peak and entry.method == "full":
-        found["mfu"] = round(samples * flops_a_sample(model, rows) / (peak * processes.count()), 4)
+    flops = flops_a_sample(model, rows)
+    peak_flops = next((rate for card, rate in PEAK_FLOPS.items() if card in hardware.describe()["device"]), None)
+    if peak_flops and entry.method == "full":
+        found["mfu"] = round(samples * flops / (peak_flops * processes.count()), 4)
+    if processes.count() > 1 and not sharded:
+        trainer.model.zero_grad()
+        size = 4 * found["trainable_parameters"]
+        seconds = exchange_seconds(size)
+        found["all_reduce_milliseconds"] = round(1000 * seconds, 3)
+        found["bus_gigabytes"] = round(scaling.bus_gigabytes(size, processes.count(), seconds), 1)
     return found
 
 
@@ -147,11 +177,12 @@ def flops_a_sample(model: models.Model, rows: datasets.Dataset) -> float:
 
 
 def _short(arguments: TrainingArguments, entry: Entry) -> TrainingArguments:
-    arguments.max_steps, arguments.logging_steps = entry.steps, 10
+    arguments.max_steps, arguments.logging_steps = entry.steps, max(1, entry.steps // 12)
     arguments.eval_strategy = arguments.save_strategy = transformers.trainer_utils.IntervalStrategy.NO
     arguments.load_best_model_at_end = False
-    arguments.per_device_train_batch_size = processes.share(entry.batch_size, processes.count())
-    arguments.gradient_accumulation_steps = 1
+    if not entry.gib:  # what does not fit then is seen, and not planned around
+        arguments.per_device_train_batch_size = processes.share(entry.batch_size, processes.count())
+        arguments.gradient_accumulation_steps = 1
     return arguments
 
 
@@ -186,21 +217,39 @@ def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str
     start = time.perf_counter()
     texts = processes.shared(write, dialogues)
     seconds = round(time.perf_counter() - start, 2)
-    return {"name": f"generate-beams{num_beams}", "dialogues": len(texts), "num_beams": num_beams, "seconds": seconds}
+    return {
+        "name": f"generate-beams{num_beams}",
+        "gpus": processes.count(),
+        "dialogues": len(texts),
+        "num_beams": num_beams,
+        "seconds": seconds,
+    }
 
 
 def measure_small_card(name: str, splits: datasets.DatasetDict) -> dict[str, Any]:
     """What `small_cards.measure` finds, for the name `fits-8` or `fits-8-packed`."""
     gib, _, packed = name.removeprefix("fits-").partition("-")
-
-    def fresh(model: str, method: str) -> models.Model:
-        return build(Entry(name, model, method))
-
     return {
         "name": name,
         "gib": float(gib),
-        "runs": small_cards.measure(float(gib), splits, fresh, rows_for, bool(packed)),
+        "runs": small_cards.measure(float(gib), splits, _fresh, bool(packed)),
     }
+
+
+def measure_shape(name: str, splits: datasets.DatasetDict) -> dict[str, Any]:
+    """What `shapes.measure` finds, for one of `shapes.NAMES`."""
+    return shapes.measure(name, splits, _fresh)
+
+
+def measure_growth() -> dict[str, Any]:
+    """What `growth.measure` finds on this machine."""
+    on_card = hardware.device().type == "cuda"
+    rows = growth.measure(_fresh, growth.points(on_card), *((10, 3) if on_card else (2, 1)))
+    return {"name": "growth" if on_card else "growth-cpu", "points": rows}
+
+
+def _fresh(model: str, method: str) -> models.Model:
+    return build(Entry("", model, method))
 
 
 def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
@@ -220,31 +269,43 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
             "device": entry["device"],
         }
         for entry in found
-        if "samples_per_second" in entry
+        if "step_milliseconds" in entry
     ]
+    if not rows:
+        return pd.DataFrame()
     order = ["model", "run", "steps"]
     return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False]).set_index("model")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is named, and write it to `outputs/benchmarks`."""
     parser = argparse.ArgumentParser("benchmark", description=__doc__)
-    names = f"{', '.join(ENTRIES)}, generate-beams1, fits-8 (GiB), fits-8-packed"
+    names = ", ".join((*ENTRIES, *shapes.NAMES, *whole_study.NAMES))
+    names += ", growth, generate-beams1, fits-8 (GiB), fits-8-packed"
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {names}, ...")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM)
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
     parser.add_argument("--outputs", type=Path, default=runs.OUTPUTS / "benchmarks")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     processes.join()
-    splits = data.load_source(options.dataset)
-    splits["train"] = splits["train"].select(range(min(6_000, len(splits["train"]))))
+    whole = data.load_source(options.dataset)
+    splits = datasets.DatasetDict(whole | {"train": whole["train"].select(range(min(6_000, len(whole["train"]))))})
     options.outputs.mkdir(parents=True, exist_ok=True)
     for name in options.names:
+        gc.collect()  # the last one's model is in circles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if name in ENTRIES:
             entry = ENTRIES[name]
             if options.batch_size:
                 entry = replace(entry, name=f"{name}-batch{options.batch_size}", batch_size=options.batch_size)
             found = measure_training(entry, splits)
+        elif name in shapes.NAMES:
+            found = measure_shape(name, whole)
+        elif name in whole_study.NAMES:
+            found = whole_study.measure(name, options.dataset)
+        elif name == "growth":
+            found = measure_growth()
         elif name.startswith("fits-"):
             found = measure_small_card(name, splits)
         else:

@@ -151,16 +151,18 @@ def _study(options: argparse.Namespace) -> int:
     if processes.count() > 1:
         return _share_of_study(options, chosen, names)
 
-    from . import data, execution, report, runs, study
+    from . import data, execution, locks, report, runs, study
 
     notebooks = data.ROOT / "notebooks"
     if not notebooks.exists():
         raise ConfigurationError(f"There is no folder {notebooks}: run `study` in a clone of the project.")
     splits = data.load(chosen)  # bad data is said now, not by a notebook
-    if options.gpus != 1:
-        _launch(options, chosen, names)
     outputs = (options.outputs or runs.OUTPUTS).resolve()
     folder = outputs / chosen.name
+    for name in names:  # and so is another process
+        locks.check(folder / name / f"seed-{options.seed}.partial")
+    if options.gpus != 1:
+        _launch(options, chosen, names)
     asked = {  # each with what the notebooks say by themselves
         "EXPERIMENT": (options.experiment, "quickstart"),
         "RUNS": (",".join(names), ",".join(STUDY_RUNS)),

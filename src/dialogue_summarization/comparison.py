@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import published
-from .report import HEADINGS, with_interval
+from .report import HEADINGS, seeds, with_interval
 from .rouge import TYPES
 from .runs import Run
 from .significance import MARGIN, Difference, compare, holm
@@ -58,13 +58,7 @@ def scores(systems: Sequence[System]) -> pd.DataFrame:
 def _standing(one: System) -> dict[str, object]:
     row: dict[str, object] = {"system": one.name, "what": one.kind, "score": one.score("rougeL")}
     row |= {HEADINGS[name]: with_interval(one.score(name), one.interval(name)) for name in TYPES}
-    return row | {"seeds": _seeds(one) if one.kind == "run" else "–"}
-
-
-def _seeds(one: System) -> str:
-    """How many, and from what ROUGE-L to what."""
-    each = one.scores("rougeL").mean(axis=1)
-    return str(len(each)) if len(each) == 1 else f"{len(each)}: {each.min():.3f} to {each.max():.3f}"
+    return row | {"seeds": seeds(one.scores("rougeL").mean(axis=1)) if one.kind == "run" else "–"}
 
 
 def _recorded(name: str, row: pd.Series) -> dict[str, object]:
@@ -153,6 +147,25 @@ def sentences(systems: Sequence[System], measure: str) -> list[str]:
             f"{_signed(gap.high)}, p {_p(p)}: {verdict(p, same)} ({seeds})."
         )
     return lines
+
+
+def planned(systems: Sequence[System]) -> str:
+    """Whether recommended LoRA is as good as full fine-tuning, in a sentence; empty where one of the two is missing.
+
+    It is the question that the study was made for: one pair, named before the runs were made, so that its p-value needs
+    no correction for others.
+    """
+    by_method = {one.name.removesuffix(" (reference)"): one for one in systems if one.kind == "run"}
+    if not {"full", "lora-balanced"} <= set(by_method):
+        return ""
+    lora, full = by_method["lora-balanced"], by_method["full"]
+    gap = compare(lora.scores("rouge1"), full.scores("rouge1"))
+    found = "as good as" if gap.p_equivalent < LEVEL else "not shown to be as good as"
+    return (
+        f"{lora.name} is {found} {full.name} within {MARGIN:g} ROUGE-1: difference {_signed(gap.mean)}, 95 % interval "
+        f"{_signed(gap.low)} to {_signed(gap.high)}, p {_p(gap.p_equivalent)} by two one-sided tests "
+        f"(seeds: {len(lora.mean)} and {len(full.mean)})."
+    )
 
 
 def resolution(systems: Sequence[System], measure: str) -> str:

@@ -107,6 +107,22 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
 
 
 @contextlib.contextmanager
+def quick_zero_grad(network: torch.nn.Module) -> Iterator[None]:
+    """Within it the network's `zero_grad` knows the trained weights: PyTorch's looks for all at every step."""
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        for weight in trained:
+            weight.grad = None
+
+    network.zero_grad = zero_grad
+    try:
+        yield
+    finally:
+        del network.zero_grad
+
+
+@contextlib.contextmanager
 def eager(network: torch.nn.Module) -> Iterator[None]:
     """Without compiled blocks: for evaluation and generation, whose shapes change all the time."""
     compiled = [(block, block._compiled_call_impl) for block in blocks(network)]

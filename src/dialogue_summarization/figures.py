@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from . import costs
 from .report import HEADINGS, label
 from .runs import Run
+from .scaling import Comparison
 from .systems import System
 
 # Lightness differs as well as hue.
@@ -23,9 +24,10 @@ COLOURS = {
 MARKERS = {"zero-shot": "o", "full": "s", "lora-efficient": "v", "lora-balanced": "D", "lora-high-performance": "^"}
 
 
-def _axes(
+def panels(
     columns: int = 1, width: float = 6.4, height: float = 3.6, *, rows: int = 1, sharey: bool = False
 ) -> tuple[Figure, list[plt.Axes]]:
+    """A white figure and its axes, row by row, each `width` x `height` inches, to be returned by a cell."""
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, sharey=sharey
     )
@@ -36,13 +38,14 @@ def _axes(
     return figure, list(axes.flat)
 
 
-def _colour(run: Run) -> str:
+def colour_of(run: Run) -> str:
+    """A run's colour, of its method."""
     return COLOURS.get(run.name, "#3f7f5f")
 
 
 def lengths(splits: Mapping[str, datasets.Dataset]) -> Figure:
     """How long dialogues and references are, in words."""
-    figure, (left, right) = _axes(2, width=4.8)
+    figure, (left, right) = panels(2, width=4.8)
     styles = ("-", "--", ":")
     for (split, rows), style in zip(splits.items(), styles, strict=False):
         dialogues = [len(text.split()) for text in rows["dialogue"]]
@@ -58,13 +61,13 @@ def lengths(splits: Mapping[str, datasets.Dataset]) -> Figure:
 
 def loss_curves(runs: Sequence[Run]) -> Figure:
     """Training and validation loss over steps, of the runs that trained."""
-    figure, (ax,) = _axes()
+    figure, (ax,) = panels()
     for run in runs:
         if run.log.empty:
             continue
         trained, validated = run.log.dropna(subset="loss"), run.log.dropna(subset="eval_loss")
-        ax.plot(trained["step"], trained["loss"], color=_colour(run), alpha=0.75, linewidth=1.3, label=label(run))
-        ax.plot(validated["step"], validated["eval_loss"], color=_colour(run), marker=MARKERS.get(run.name, "o"),
+        ax.plot(trained["step"], trained["loss"], color=colour_of(run), alpha=0.75, linewidth=1.3, label=label(run))
+        ax.plot(validated["step"], validated["eval_loss"], color=colour_of(run), marker=MARKERS.get(run.name, "o"),
                 linestyle="--", markeredgecolor="white")  # fmt: skip
     ax.set(xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)",
            title="Loss: training (lines), validation (markers)")  # fmt: skip
@@ -76,13 +79,13 @@ def cost_against_quality(runs: Sequence[Run], price_an_hour: float | None = None
     """ROUGE-L against each cost that was measured: time, memory, energy, price, weights trained, megabytes to ship."""
     found = {label(run): costs.measures(run, price_an_hour) for run in runs}
     shown = [key for key in costs.COLUMNS if any(entry.get(key) for entry in found.values())]
-    figure, axes = _axes(3, width=3, height=2.6, rows=-(-len(shown) // 3), sharey=True)
+    figure, axes = panels(3, width=3, height=2.6, rows=-(-len(shown) // 3), sharey=True)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     for ax, key in zip(axes, shown, strict=False):
         for run in runs:
             if key in found[label(run)]:
-                style = {"color": _colour(run), "marker": MARKERS.get(run.name, "o"), "edgecolors": "black", "s": 70}
+                style = {"color": colour_of(run), "marker": MARKERS.get(run.name, "o"), "edgecolors": "black", "s": 70}
                 ax.scatter(found[label(run)][key], run.metrics["rougeL"], label=label(run), **style)
         values = [entry[key] for entry in found.values() if entry.get(key)]
         if max(values) > 20 * min(values):
@@ -101,15 +104,48 @@ def cost_against_quality(runs: Sequence[Run], price_an_hour: float | None = None
 def standings(systems: Sequence[System], measure: str = "rougeL") -> Figure:
     """Every system's score with its 95 % interval, from the baselines to the humans."""
     ranked = sorted(systems, key=lambda one: one.score(measure))
-    figure, (ax,) = _axes(width=7.5, height=0.28 * len(ranked) + 1)
+    figure, (ax,) = panels(width=7.5, height=0.28 * len(ranked) + 1)
     for place, one in enumerate(ranked):
         value, bounds = one.score(measure), np.array(one.interval(measure))
         style = {"human": ("*", "black"), "published": ("P", "#6f6f6f"), "baseline": ("x", "#9a9a9a")}
         run = one.runs[0] if one.runs else None
-        marker, colour = (MARKERS.get(run.name, "o"), _colour(run)) if run else style.get(one.kind, ("o", "#3f7f5f"))
+        marker, colour = (MARKERS.get(run.name, "o"), colour_of(run)) if run else style.get(one.kind, ("o", "#3f7f5f"))
         errors = np.abs(bounds - value)[:, None]
         ax.errorbar(value, place, xerr=errors, fmt=marker, color=colour, markersize=8, capsize=3, ecolor="black")
     ax.set_yticks(range(len(ranked)), [f"{one.name} [{one.kind}]" for one in ranked])
     ax.set(xlabel=f"{HEADINGS[measure]}, with 95 % interval over dialogues")
     ax.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def several_gpus(found: Sequence[Comparison]) -> Figure:
+    """Samples a second on one GPU and on several, beside the prediction; and the losses of both, on top of one another.
+
+    Of those comparisons that one GPU made with the same effective batch.
+    """
+    found = [each for each in found if each.times is not None]
+    figure, (left, right) = panels(2, width=5.6, height=0.5 * len(found) + 2.2)
+    places = np.arange(len(found))
+    for offset, colour, name, records in (
+        (-0.18, "#9a9a9a", "1 GPU", [each.one for each in found]),
+        (0.18, "#1b3a6b", f"{found[0].several['gpus']} GPUs", [each.several for each in found]),
+    ):
+        rates = [record["samples_per_second"] for record in records]
+        left.barh(places + offset, rates, 0.36, color=colour, label=name)
+    predicted = [(place + 0.18, rate) for place, each in enumerate(found) if (rate := each.predicted())]
+    if predicted:
+        heights, rates = zip(*predicted, strict=True)
+        left.scatter(rates, heights, marker="D", color="#f0b94a", edgecolors="black", label="predicted", zorder=3)
+    left.set_yticks(places, [each.name for each in found])
+    left.set(xlabel="samples a second", title="Speed, the same effective batch")
+    left.invert_yaxis()
+    left.legend(frameon=False)
+    for each, colour in zip(found, list(COLOURS.values()) * len(found), strict=False):
+        for record, style in ((each.one, {}), (each.several, {"linestyle": "none", "marker": "o", "markersize": 4})):
+            steps = record["steps_a_loss"] * (1 + np.arange(len(record["losses"])))
+            label = None if style else each.name
+            right.plot(steps, record["losses"], color=colour, label=label, **style)
+    right.set(xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)",
+              title="Loss: 1 GPU (lines), several (points)")  # fmt: skip
+    right.legend(frameon=False, fontsize="small")
     return figure

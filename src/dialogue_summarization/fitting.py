@@ -1,6 +1,7 @@
 """What this device holds at once: planned beforehand, and halved where memory runs out all the same."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import datasets
@@ -8,10 +9,13 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from . import hardware, memory
-from .hardware import GIB, NotEnoughMemory
+from .hardware import NotEnoughMemory
 from .memory import Plan
 
 T = TypeVar("T")
+# Of one length, 16 take 8 % less time each than 8 (outputs/benchmarks/at-once-cpu.json); their padding takes it back,
+# and they take twice the memory.
+MOST_ON_CPU = 8
 ADVICE = (
     "Close what else uses the memory, shorten what is read (the experiment's max_prompt_tokens), train an adapter "
     "instead of every weight, or take a smaller model: `study models` lists some."
@@ -19,19 +23,27 @@ ADVICE = (
 
 
 def fits(
-    batch_size: int, network: PreTrainedModel, rows: datasets.Dataset, packed: bool = False, checkpoints: bool = True
+    batch_size: int,
+    network: PreTrainedModel,
+    rows: datasets.Dataset,
+    packed: bool = False,
+    checkpoints: bool = True,
+    parts: int = 1,
 ) -> Plan:
     """How an effective batch of encoded pairs is held here, for `training_arguments`: see `memory.plan`.
 
-    Without a card by the machine's memory alone, which is seldom short of a CPU's patience.
+    Of a model whose weights, gradients and optimizer are divided into `parts`, a device holds one.
+    A CPU holds few: more are hardly faster there, and padding grows with them.
     """
+    shape, lengths = memory.shape_of(network), memory.lengths_of(rows)
+    shape = replace(shape, weight_bytes=shape.weight_bytes // parts, trained=shape.trained // parts)
     if hardware.device().type == "cuda":
-        shape, lengths = memory.shape_of(network), memory.lengths_of(rows)
         return memory.plan(hardware.memory(), batch_size, shape, lengths, packed=packed, checkpoints=checkpoints)
-    gib = hardware.memory() / GIB
-    most = 64 if gib > 40 else 16 if gib > 14 else 8 if gib > 7 else 4
-    size = memory.divisors(batch_size, most)[0]
-    return Plan(size, batch_size // size, checkpointing=False, evaluation_batch=size, bytes=0)
+    found = memory.plan(hardware.memory(), batch_size, shape, lengths, checkpoints=False)
+    size = memory.divisors(batch_size, min(found.micro_batch, MOST_ON_CPU))[0]
+    needed = memory.training_bytes(size, shape, lengths)
+    evaluation = memory.divisors(batch_size, min(found.evaluation_batch, 16))[0]
+    return Plan(size, batch_size // size, False, evaluation, needed)
 
 
 def generation_tokens(network: PreTrainedModel, num_beams: int = 1) -> int:

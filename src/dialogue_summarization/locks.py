@@ -26,11 +26,39 @@ def hold(partial: Path) -> None:
     Raises:
         RunBusy: Another process has it.
     """
-    path = partial.resolve().with_name(f"{partial.name}.lock")
+    path = _file(partial)
     if not processes.is_first() or (path in _held and path.exists()):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, timeout=WAIT, thread_local=False)
+    _held[path] = _taken(partial)
+
+
+def check(partial: Path) -> None:
+    """Say at once, before other work, where another process makes the run in `partial`.
+
+    Raises:
+        RunBusy: Another process has it.
+    """
+    path = _file(partial)
+    if path.exists() and path not in _held:
+        _taken(partial).release()
+
+
+def release(partial: Path) -> None:
+    """Let others have the run, if this process holds it."""
+    path = _file(partial)
+    if lock := _held.pop(path, None):
+        with contextlib.suppress(OSError):  # Windows removes no open file: there an empty one stays
+            path.unlink()
+        lock.release()
+
+
+def _file(partial: Path) -> Path:
+    return partial.resolve().with_name(f"{partial.name}.lock")
+
+
+def _taken(partial: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(_file(partial), timeout=WAIT, thread_local=False)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -38,13 +66,4 @@ def hold(partial: Path) -> None:
             f"Another process is making the run in {partial}. Wait until it is done; of a notebook that was "
             f"interrupted, shut the kernel down. Then the same command goes on."
         ) from None
-    _held[path] = lock
-
-
-def release(partial: Path) -> None:
-    """Let others have the run, if this process holds it."""
-    path = partial.resolve().with_name(f"{partial.name}.lock")
-    if lock := _held.pop(path, None):
-        with contextlib.suppress(OSError):  # Windows removes no open file: there an empty one stays
-            path.unlink()
-        lock.release()
+    return lock

@@ -7,6 +7,7 @@
   hold. Here the model stays as it is, and its gradients are averaged behind the step.
 """
 
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +19,8 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from . import fast, processes
+from . import fast, hardware, processes
+from .experiments import Method
 from .generation import summarize
 from .models import Model
 from .training import SummarizationTrainer
@@ -94,6 +96,28 @@ def trainer_class() -> type[SummarizationTrainer]:
     return ParallelTrainer if processes.count() > 1 else SummarizationTrainer
 
 
+def is_sharded(network: torch.nn.Module, method: Method) -> bool:
+    """Whether weights, gradients and optimizer are divided among the processes: where no device holds them whole."""
+    return processes.count() > 1 and not method.peft and not hardware.holds_training(network)
+
+
+def exchange_seconds(size: int, rounds: int = 20) -> float:
+    """Seconds to sum `size` bytes of fp32 numbers over the processes, by itself: the mean of some rounds."""
+    numbers = torch.zeros(size // 4, device=hardware.device())
+    for _ in range(3):
+        torch.distributed.all_reduce(numbers)
+    start = _now()
+    for _ in range(rounds):
+        torch.distributed.all_reduce(numbers)
+    return processes.combined(max, (_now() - start) / rounds)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def average_gradients(network: torch.nn.Module) -> None:
     """The mean of the processes' gradients in place of each one's own: all in one exchange, after the backward pass.
 
@@ -112,10 +136,11 @@ def filled(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
 
     accelerate would take rows from the beginning, and count them twice in the loss.
     """
+    count = -len(rows) % multiple
+    if not count:
+        return rows
     blank = {name: value[:1] if name == "input_ids" else type(value)() for name, value in rows[0].items()}
-    missing = [blank] * (-len(rows) % multiple)
-    more = datasets.Dataset.from_list(missing, features=rows.features)
-    return datasets.concatenate_datasets([rows, more]) if missing else rows
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_list([blank] * count, features=rows.features)])
 
 
 class Epochs(TrainerCallback):

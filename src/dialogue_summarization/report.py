@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 
 from .data import read_rows
@@ -107,19 +108,34 @@ def flat(name: str, value: float, bounds: tuple[float, float]) -> dict[str, floa
 
 
 def results(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
-    """A row a run: ROUGE as mean and 95 % interval over dialogues, the share of weights trained, and the seconds."""
-    rows = []
+    """A row a method: ROUGE as mean and 95 % interval over dialogues, the share of weights trained, and the seconds.
+
+    Runs that differ in nothing but their seed are one row of means, over whose seeds the intervals are too; a column
+    then has their number with the lowest and the highest ROUGE-L.
+    """
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        scores = dialogue_scores(run, test)
-        row: dict[str, object] = {"run": label(run)}
+        groups.setdefault(label(run, seed=False), []).append(run)
+    rows = []
+    for several in groups.values():
+        tables = [dialogue_scores(run, test) for run in several]
+        row: dict[str, object] = {"run": label(several[0], seed=len(several) == 1)}
         for name in TYPES:
-            row[HEADINGS[name]] = with_interval(scores[name].mean(), interval(scores[name]))
-        share = run.metrics["trainable_parameters"] / run.metrics["parameters"]
+            scores = np.stack([table[name] for table in tables])
+            row[HEADINGS[name]] = with_interval(scores.mean(), interval(scores))
+        if len(groups) < len(runs):
+            row["seeds"] = seeds([table["rougeL"].mean() for table in tables])
+        share = several[0].metrics["trainable_parameters"] / several[0].metrics["parameters"]
         row["trained"] = f"{share:.2%}" if share else "none"
-        row["training s"] = _number(run.metrics.get("train_seconds"), ".0f")
-        row["summaries s"] = _number(run.metrics.get("generate_seconds"), ".0f")
+        row["training s"] = _mean(several, "train_seconds")
+        row["summaries s"] = _mean(several, "generate_seconds")
         rows.append(row)
     return pd.DataFrame(rows).set_index("run")
+
+
+def seeds(scores: Sequence[float]) -> str:
+    """How many seeds, and from what score to what: `3: 0.363 to 0.368`."""
+    return str(len(scores)) if len(scores) == 1 else f"{len(scores)}: {min(scores):.3f} to {max(scores):.3f}"
 
 
 def sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
@@ -169,5 +185,6 @@ def signature(test: datasets.Dataset) -> str:
     )
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "–" if value is None else format(value, spec)
+def _mean(runs: Sequence[Run], name: str) -> str:
+    values = [run.metrics[name] for run in runs if name in run.metrics]
+    return f"{sum(values) / len(values):.0f}" if values else "–"

@@ -50,6 +50,7 @@ def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
         "Mean F1 with 95 % intervals over dialogues (bootstrap; over seeds too where there are several: their number, "
         "lowest and highest ROUGE-L stand beside).",
         to_markdown(comparison.standings(systems, test)),
+        *(["## Is LoRA as good as full fine-tuning?", asked] if (asked := comparison.planned(ours)) else []),
         "## Differences in ROUGE-L",
         "\n".join(f"- {line}" for line in comparison.sentences(ours, "rougeL")) or "There is one system.",
         'p-values by approximate randomization, corrected for the number of pairs (Holm); "as good as" by two '

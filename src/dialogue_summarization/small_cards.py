@@ -48,7 +48,6 @@ def measure(
     gib: float,
     splits: datasets.DatasetDict,
     build: Callable[[str, str], models.Model],
-    encode_rows: Callable[[models.Model, datasets.Dataset], datasets.Dataset] = encode,
     packed: bool = False,
 ) -> list[dict[str, Any]]:
     """A row a run: what was planned, what it took, or why it failed.
@@ -57,7 +56,6 @@ def measure(
         gib: What may be taken, as `at_most`.
         splits: The dialogues.
         build: From a model's name, as in `GENERATION`, and a method's to a fresh model.
-        encode_rows: From a model and a split to its encoded pairs.
         packed: Measure packed and compiled steps: of SmolLM2 alone, since compiling T5 takes minutes.
     """
     found = []
@@ -66,9 +64,9 @@ def measure(
             row = {"model": name, "method": method, "packed": packed}
             try:
                 with at_most(gib):
-                    row |= _run(build(name, method), splits, GENERATION[name], encode_rows, packed)
+                    row |= _run(build(name, method), splits, GENERATION[name], packed)
             except Exception as error:  # of any kind: the other runs are measured all the same
-                row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                row["failed"] = reason(error)
             found.append(row)
             gc.collect()
             if torch.cuda.is_available():
@@ -80,10 +78,9 @@ def _run(
     model: models.Model,
     splits: datasets.DatasetDict,
     generation: Generation,
-    encode_rows: Callable[[models.Model, datasets.Dataset], datasets.Dataset],
     packed: bool,
 ) -> dict[str, Any]:
-    rows = encode_rows(model, splits["train"])
+    rows = encode(splits["train"], model.family)
     settings = Settings(1e-4, epochs=1000 if packed else 1, batch_size=BATCH_SIZE, select_by="loss")
     is_fast = are_fast(settings, model, len(rows))  # in a run of so many epochs, where the card has such steps
     plan = fitting.fits(
@@ -100,9 +97,9 @@ def _run(
         arguments.load_best_model_at_end = False
         trainer = SummarizationTrainer(
             model, settings, args=arguments, train_dataset=some,
-            eval_dataset=_longest(encode_rows(model, splits["validation"]), LONGEST),
+            eval_dataset=_longest(encode(splits["validation"], model.family), LONGEST),
         )  # fmt: skip
-        trainer.add_callback(_StopAfter())
+        trainer.add_callback(StopAfter(SECONDS))
         _reset()
         trainer.train()
         found |= {"steps": trainer.state.global_step, "train_seconds": round(trainer.train_seconds, 1)}
@@ -136,8 +133,16 @@ def _reserved(name: str) -> dict[str, int]:
     return {f"{name}_reserved_bytes": torch.cuda.max_memory_reserved()} if torch.cuda.is_available() else {}
 
 
-class _StopAfter(TrainerCallback):
-    """Ends training after `SECONDS`, counted from the end of the second step: until then it may compile."""
+def reason(error: Exception) -> str:
+    """An error's kind and first line, for a record."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+class StopAfter(TrainerCallback):
+    """Ends training after so many seconds, counted from the end of the second step: until then it may compile."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
     def on_step_end(
         self, args: Any, state: transformers.TrainerState, control: transformers.TrainerControl, **_: Any
@@ -145,4 +150,4 @@ class _StopAfter(TrainerCallback):
         now = time.monotonic()
         if state.global_step <= 2:
             self.start = now
-        control.should_training_stop |= now - self.start > SECONDS
+        control.should_training_stop |= now - self.start > self.seconds

@@ -5,6 +5,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from . import damage, data, hardware, likelihood, locks, models, processes, runs
 from .energy import Energy
 from .experiments import Experiment, Method, Settings
 from .generation import summarize
-from .parallel import trainer_class
+from .parallel import is_sharded, trainer_class
 from .rouge import means
 from .training import TENSORBOARD, SummarizationTrainer, encode, training_arguments
 
@@ -103,8 +104,19 @@ def prepare(
         RunBusy: Another process is making the run.
     """
     splits = data.load(experiment)
+    sizes = {split: len(rows) for split, rows in splits.items()}
+    config = configure(experiment, method, seed, sizes, data.fingerprint(splits))
+    folder = Path(outputs) / experiment.name / method.name / f"seed-{seed}"
+    with processes.first_goes_first():
+        return _found(Job(experiment, method, splits, config, folder, None), force)
+
+
+def configure(
+    experiment: Experiment, method: Method, seed: int, dialogues: Mapping[str, int], data_fingerprint: str
+) -> runs.RunConfig:
+    """What a run is asked for, on data of so many dialogues a split and with that fingerprint."""
     settings = experiment.settings_for(method)
-    config = runs.RunConfig(
+    return runs.RunConfig(
         experiment=experiment.name,
         method=method.name,
         model=experiment.model,
@@ -118,13 +130,10 @@ def prepare(
         if method.peft
         else None,
         options=method.options,
-        dialogues={split: len(rows) for split, rows in splits.items()},
-        data_fingerprint=data.fingerprint(splits),
+        dialogues=dict(dialogues),
+        data_fingerprint=data_fingerprint,
         model_fingerprint=models.fingerprint(experiment.model),
     )
-    folder = Path(outputs) / experiment.name / method.name / f"seed-{seed}"
-    with processes.first_goes_first():
-        return _found(Job(experiment, method, splits, config, folder, None), force)
 
 
 def _found(job: Job, force: bool) -> Job:
@@ -169,24 +178,31 @@ def _loaded(job: Job, record: runs.Run) -> Job:
 
 def train(job: Job) -> None:
     """Train a run's model, from its last checkpoint where there is one, and keep it."""
+    trainer = trainer_for(job, data.unseen(job.splits["validation"], job.splits["train"]))
+    trainer.train(resume_from_checkpoint=job.checkpoint)
+    job.keep(trainer)
+
+
+def trainer_for(job: Job, validation: datasets.Dataset, *, compiled: bool | None = None) -> SummarizationTrainer:
+    """What trains a run's model, freshly loaded; `compiled` is `training_arguments`'."""
     model = models.load(job.experiment, job.method.quantization)
-    validation = data.unseen(job.splits["validation"], job.splits["train"])
     transformers.set_seed(job.config.seed)  # what an adapter starts from, and dropout
     model = models.Model(models.adapt(model.network, job.method), model.tokenizer, model.family)
     rows = encode(job.splits["train"], model.family)
-    sharded = processes.count() > 1 and not job.method.peft and not hardware.holds_training(model.network)
-    trainer = trainer_class()(
+    sharded = is_sharded(model.network, job.method)
+    return trainer_class()(
         model,
         job.settings,
         job.experiment.generation,
         validation,
         job.method,
-        args=training_arguments(job.settings, job.checkpoints, model, rows, seed=job.config.seed, sharded=sharded),
+        compiled=compiled,
+        args=training_arguments(
+            job.settings, job.checkpoints, model, rows, seed=job.config.seed, sharded=sharded, compiled=compiled
+        ),
         train_dataset=rows,
         eval_dataset=encode(validation, model.family),
     )
-    trainer.train(resume_from_checkpoint=job.checkpoint)
-    job.keep(trainer)
 
 
 def finish(job: Job) -> runs.Run:

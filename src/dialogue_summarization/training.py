@@ -1,5 +1,6 @@
 """Training through the Hugging Face Trainer: its arguments, and the one subclass that both families share."""
 
+import contextlib
 import math
 import os
 import pickle
@@ -56,9 +57,13 @@ def encode(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
     return datasets.Dataset.from_list(family.encode_all(dialogues, summaries))
 
 
-def are_fast(settings: Settings, model: Model, pairs: int) -> bool:
-    """Whether steps are worth compiling on this machine, in a run over so many pairs."""
-    return hardware.fast_steps() and packs(model.network) and pairs * settings.epochs >= PAIRS_WORTH_COMPILING
+def are_fast(settings: Settings, model: Model, pairs: int, compiled: bool | None = None) -> bool:
+    """Whether steps are compiled: where the machine can, and a run over so many pairs is worth it, or `compiled` asks.
+
+    Runs one after the other that differ in their settings alone are compiled once: short ones are worth it too.
+    """
+    wanted = pairs * settings.epochs >= PAIRS_WORTH_COMPILING if compiled is None else compiled
+    return wanted and hardware.fast_steps() and packs(model.network)
 
 
 def training_arguments(
@@ -69,6 +74,7 @@ def training_arguments(
     *,
     seed: int = 0,
     sharded: bool = False,
+    compiled: bool | None = None,
 ) -> TrainingArguments:
     """Hugging Face's arguments for a method's settings on this machine; checkpoints go to `folder`.
 
@@ -82,12 +88,13 @@ def training_arguments(
         rows: The encoded training pairs.
         seed: Of dropout and the order of pairs.
         sharded: Whether weights, gradients and optimizer are divided among the processes (FSDP).
+        compiled: Whether steps are compiled where they can be; None: where the run is long enough.
     """
     best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
     own = processes.share(settings.batch_size, processes.count())
-    packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows))
+    packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows), compiled)
     checkpoints = not has_virtual_tokens(model.network)
-    plan = fitting.fits(own, model.network, rows, packed, checkpoints)
+    plan = fitting.fits(own, model.network, rows, packed, checkpoints, processes.count() if sharded else 1)
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
@@ -115,7 +122,11 @@ def training_arguments(
         label_names=["labels"],
         dataloader_num_workers=min(4, os.cpu_count() or 1) if hardware.fast_steps() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},  # batches are copied while the card computes
+        accelerator_config={
+            "non_blocking": torch.cuda.is_available(),  # batches are copied while the card computes
+            # Otherwise each process would hold the gradients of all weights until the last micro-batch.
+            "gradient_accumulation_kwargs": {"sync_each_batch": sharded},
+        },
         disable_tqdm=True,  # our own bar, plain text
         report_to="none",  # TensorBoard's files are SummarizationTrainer's
         seed=seed,
@@ -145,6 +156,7 @@ class SummarizationTrainer(HalvingTrainer):
         generation: How validation summaries are written.
         validation: The dialogues that `eval_dataset` encodes; needed where `select_by` is not "loss".
         method: The method that made the model; needed where it has a LoRA+ ratio.
+        compiled: As `training_arguments` has it.
         **arguments: Trainer's own: `args`, `train_dataset`, `eval_dataset`.
     """
 
@@ -155,6 +167,7 @@ class SummarizationTrainer(HalvingTrainer):
         generation: Generation | None = None,
         validation: datasets.Dataset | None = None,
         method: Method | None = None,
+        compiled: bool | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(
@@ -164,11 +177,13 @@ class SummarizationTrainer(HalvingTrainer):
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.method = method
         self.pairs = len(self.train_dataset) if self.train_dataset is not None else 0
-        self.fast = are_fast(settings, model, self.pairs) and not getattr(self.args, CHECKPOINTING)
+        self.fast = are_fast(settings, model, self.pairs, compiled) and not getattr(self.args, CHECKPOINTING)
         self._graphs: fast.StepGraphs | None = None
         self.parts, self.settings, self.generation, self.validation = model, settings, generation, validation
         self._clock: float | None = None
         self._not_training = 0.0
+        self._counted: int | None = None
+        self._trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         # The mean of these batch losses over dialogues, which is what Trainer reports, is then the mean over tokens.
         tokens = sum(len(labels) for labels in self.eval_dataset["labels"]) if self.eval_dataset else 0
         self._eval_tokens_a_dialogue = tokens / len(self.eval_dataset) if self.eval_dataset else 1.0
@@ -275,7 +290,9 @@ class SummarizationTrainer(HalvingTrainer):
         """
         if self.fast:
             fast.prepare(self.model, self.parts.family.fixed_attention)
-        return super().train(*args, **kwargs)
+        # Sharding puts other weights in the place of the network's.
+        with contextlib.nullcontext() if self.is_fsdp_enabled else fast.quick_zero_grad(self.model):
+            return super().train(*args, **kwargs)
 
     def attempt(self, checkpoint: str | bool | None, **kwargs: Any) -> Any:
         """See `HalvingTrainer`.
@@ -317,12 +334,25 @@ class SummarizationTrainer(HalvingTrainer):
         if self._clock is None:
             self.training_seconds()
         step = super().training_step
-        # Graphs of T5's steps are not measured yet; one that is captured begins with no gradients.
+        # Graphs of T5's steps in many padded shapes took more memory and time. One that is captured begins with no
+        # gradients.
         if not self.fast or not self.parts.family.fixed_attention or self.args.gradient_accumulation_steps > 1:
             return step(model, inputs, num_items_in_batch)
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
         return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's, with weights counted once: it counts them anew at every step, which takes as long as a step."""
+        if self._counted is None:
+            self._counted = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * inputs[getattr(self.model, "main_input_name", "input_ids")].numel() * self._counted
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Trainer's, of the trained weights alone and without looking for them at every step; not where sharded."""
+        if self.is_fsdp_enabled:
+            return super()._clip_grad_norm(model)
+        return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
         """The weights where the model in this process holds only a part of them."""
