@@ -67,5 +67,5 @@ def test_what_small_cards_hold_is_what_is_planned():
         with torch.device("meta"):
             network = models.adapt(AutoModelForCausalLM.from_config(config, dtype=torch.float32), method)
         plans = [memory.plan(gib * memory.GIB, 32, memory.shape_of(network), ALL) for gib in (6, 16)]
-        expected.append([f"`{run}`", *(f"{plan.micro_batch} × {plan.accumulation}, {plan.bytes:,}" for plan in plans)])
+        expected.append([f"`{run}`", *(f"{plan.micro_batch} × {plan.accumulation}, {plan.bytes / 1e9:.1f} GB" for plan in plans)])
     assert table("small cards") == expected
