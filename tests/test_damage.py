@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -197,3 +198,33 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on(interrupted, tmp_pat
     capsys.readouterr()
     run = make(experiment, "full", tmp_path)
     assert weights(run) == weights(done["full"])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, and what makes it larger."""
+
+    def mount(size, *more):
+        line = ["mount", "-t", "tmpfs", "-o", ",".join([*more, f"size={size}"]), "tmpfs", str(tmp_path / "disk")]
+        return subprocess.run(line, capture_output=True, text=True)
+
+    (tmp_path / "disk").mkdir()
+    if sys.platform != "linux" or mount("1m").returncode:
+        pytest.skip("needs Linux, and the right to mount a tmpfs")
+    yield tmp_path / "disk", lambda size: mount(size, "remount")
+    subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
+
+
+def test_a_disk_that_is_full_in_a_run_is_one_clear_error_and_the_run_goes_on(interrupted, small_disk):
+    experiment, done, _ = interrupted
+    disk, enlarge = small_disk
+    before = make(experiment, "zero-shot", disk)
+    kept = {path: path.read_bytes() for path in before.folder.iterdir()}
+    size = (done["full"].weights / "model.safetensors").stat().st_size
+    for room in (size // 2, size * 2, size * 4):  # no weights, no optimizer, no second checkpoint
+        enlarge(sum(map(len, kept.values())) + room)
+        with pytest.raises(damage.DiskFull, match=r"no room to write to .*goes on"):
+            make(experiment, "full", disk)
+        assert {path: path.read_bytes() for path in before.folder.iterdir()} == kept
+    enlarge("64m")
+    assert weights(make(experiment, "full", disk)) == weights(done["full"])

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 
-import pandas as pd
 import pytest
 from conftest import tiny_experiment, tiny_rows, write_jsonl
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +16,7 @@ FILES, DIALOGUES, FILES_OF_FIVE = 900, 400, 150  # 2,050 files, dialogues and su
 quick = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 
 ODD = [
+    *("'", "'=", "-", "+", "''@"),
     *(
         "=1+1",
         "@SUM(A1)",
@@ -110,8 +110,11 @@ def test_any_dialogue_is_encoded_within_the_limit(tiny_families, dialogue, repea
 def test_any_summaries_are_recorded_and_scored(tmp_path_factory, tiny_data, summaries):
     summaries = [text.encode("utf-8", "ignore").decode().strip() for text in summaries]  # as a tokenizer's text is
     file, test = tmp_path_factory.getbasetemp() / "summaries.csv", split_of(tiny_data)
-    runs.write_csv(file, pd.DataFrame({"id": test["id"], "prediction": summaries}))
-    assert [row["prediction"] for row in data.read_rows(file)] == summaries
+    runs.write_predictions(file, test["id"], summaries)
+    assert runs._read_predictions(file)["prediction"].tolist() == summaries
+    cells = [row["prediction"] for row in data.read_rows(file)]
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
+    assert [text for text in cells if text[:1] != "'"] == [text for text in summaries if text[:1] not in tuple("'=+-@")]
     try:
         found, references = report.match(file, "prediction", test)
     except report.PredictionsError as error:

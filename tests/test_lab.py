@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from dialogue_summarization import data
+from dialogue_summarization import data, runs
 from dialogue_summarization.cli import NOTEBOOKS
 
 FOLDER = data.ROOT / "notebooks"
@@ -57,6 +57,9 @@ def lab(tiny_models, tiny_data, tmp_path_factory):
         "RUNS": "zero-shot,full,lora-balanced",
     }  # fmt: skip
     (place / "notebooks").mkdir()
+    (place / "outputs").mkdir()
+    for name in ("benchmarks", "reference"):  # notebooks that read committed records find them from where they are
+        (place / "outputs" / name).symlink_to(runs.OUTPUTS / name)
     for name in ALL:
         target = place / "notebooks" / f"{name}.ipynb"
         papermill.execute_notebook(str(FOLDER / target.name), str(target), asked, prepare_only=True, progress_bar=False)
@@ -92,34 +95,45 @@ def lab(tiny_models, tiny_data, tmp_path_factory):
 
 def test_every_notebook_runs_and_can_be_read_in_both_themes(lab, tmp_path):
     assert set(NOTEBOOKS) <= set(ALL)
+    last = NOTEBOOKS[3]  # it reads what the others made, which run at the same time
     with browser.chromium() as chromium:
-        for name in ALL:
-            page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-            page.goto(f"{lab['url']}lab/tree/{name}.ipynb?reset&token={lab['token']}")
-            page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
-            page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready")  # until then it asks for a kernel
-            page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
-            page.wait_for_function(RAN, timeout=90_000)
-            shown = page.locator(".jp-OutputArea-output")
-            for kind in ("stderr", "error"):
-                blocks = page.locator(f'[data-mime-type="application/vnd.jupyter.{kind}"]')
-                assert blocks.all_inner_texts() == [], f"{name}: {kind}"
-            assert shown.locator("table").filter(has_text="ROUGE-L").count(), f"{name} shows no results"
-            sizes = shown.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
-            assert sizes and min(sizes) > 300, f"{name} shows no figure"
-            for theme in THEMES:
-                page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
-                page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
-                page.wait_for_timeout(300)
-                assert page.evaluate(CONTRAST) > 4.5, f"{name}, {theme}"
-                page.screenshot(path=tmp_path / f"{name} {theme}.png")
-            if name == NOTEBOOKS[3]:
-                try_it(page)
-                page.screenshot(path=tmp_path / "try it.png")
-            page.close()
+        for names in ([name for name in ALL if name != last], [last]):
+            for name, page in [(name, run(chromium, lab, name)) for name in names]:
+                page.wait_for_function(RAN, timeout=150_000)
+                look_at(page, name, tmp_path)
+                if name == last:
+                    try_it(page, tmp_path)
+                page.close()
 
 
-def try_it(page):
+def run(chromium, lab, name):
+    """A page with a notebook, all of whose cells are asked to run."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(f"{lab['url']}lab/tree/{name}.ipynb?reset&token={lab['token']}")
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.ready")  # until then it asks for a kernel
+    page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+    return page
+
+
+def look_at(page, name, folder):
+    """Results and figures are there, warnings are not, and tables can be read."""
+    shown = page.locator(".jp-OutputArea-output")
+    for kind in ("stderr", "error"):
+        assert page.locator(f'[data-mime-type="application/vnd.jupyter.{kind}"]').all_inner_texts() == [], name
+    if name in NOTEBOOKS:
+        assert shown.locator("table").filter(has_text="ROUGE-L").count(), f"{name} shows no results"
+        sizes = shown.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+        assert sizes and min(sizes) > 300, f"{name} shows no figure"
+    for theme in THEMES:
+        page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
+        page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
+        page.wait_for_timeout(300)  # the colours fade
+        assert page.evaluate(CONTRAST) > 4.5, f"{name}, {theme}"
+        page.screenshot(path=folder / f"{name} {theme}.png")
+
+
+def try_it(page, folder):
     """Ask the runs for a summary of a dialogue with a script in it, and of none."""
     box, button = page.locator(".widget-textarea textarea"), page.get_by_role("button", name="Summarize")
     shown = page.locator(".widget-html")
@@ -129,6 +143,7 @@ def try_it(page):
     cells = shown.locator("tr td:first-child").all_inner_texts()
     assert [name.strip() for name in cells] == ["zero-shot", "full", "lora-balanced"]
     assert "<img src=x" in shown.inner_text() and page.evaluate("window.hit") is None
+    page.screenshot(path=folder / "try it.png")
     box.fill("")
     button.click()
     shown.get_by_text("The dialogue is empty").wait_for()

@@ -10,7 +10,7 @@ from test_memory import ALL
 from test_notebooks import GPU
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dialogue_summarization import classroom, data, experiments, memory, models, runs
+from dialogue_summarization import classroom, data, experiments, hardware, memory, models, runs
 from dialogue_summarization.cli import NOTEBOOKS
 
 FOLDER = data.ROOT / "notebooks"
@@ -59,13 +59,30 @@ def test_times_and_memory_are_those_of_the_records(name):
     assert [row[1:] for row in table(name)] == expected
 
 
-def test_what_small_cards_hold_is_what_is_planned():
+def test_what_small_cards_hold_and_take_is_what_is_predicted():
     config = AutoConfig.from_pretrained(models.resolve(experiments.PACKAGED_MODEL))
-    expected = []
+    study, expected = experiments.experiment("smollm2-dialogsum"), []
     for run in experiments.STUDY_RUNS[1:]:
         method = experiments.method(run)
         with torch.device("meta"):
-            network = models.adapt(AutoModelForCausalLM.from_config(config, dtype=torch.float32), method)
-        plans = [memory.plan(gib * memory.GIB, 32, memory.shape_of(network), ALL) for gib in (6, 16)]
-        expected.append([f"`{run}`", *(f"{plan.micro_batch} × {plan.accumulation}, {plan.bytes:,}" for plan in plans)])
+            base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            layers = base.num_parameters() - base.get_input_embeddings().weight.numel()
+            network = models.adapt(base, method)
+        tokens, cells = ALL.mean * 12_460 * study.settings_for(method).epochs, []
+        for (card, rate), gib in zip(hardware.FP32_RATES.items(), (6, 16), strict=True):
+            assert card.endswith(f"{gib} GB") and f"{card.partition(',')[0]} ({rate / 1e12} TFLOP/s)" in GUIDE
+            plan = memory.plan(gib * memory.GIB, 32, memory.shape_of(network), ALL)
+            seconds = hardware.least_seconds(
+                layers, tokens, rate, every_weight=run == "full", checkpointing=plan.checkpointing
+            )
+            cells.append(
+                f"{plan.micro_batch} × {plan.accumulation}, {plan.bytes / 1e9:.1f} GB, {seconds / 60:.0f} min or more"
+            )
+        expected.append([f"`{run}`", *cells])
     assert table("small cards") == expected
+
+
+def test_the_least_time_by_hand():
+    seconds = hardware.least_seconds(100, 1000, 1e4, every_weight=True, checkpointing=False)
+    assert seconds == pytest.approx(6 * 100 * 1000 / 1e4)
+    assert hardware.least_seconds(100, 1000, 1e4, every_weight=False, checkpointing=True) == pytest.approx(seconds)

@@ -127,6 +127,13 @@ def test_every_step_has_the_same_dialogues_whatever_the_processes(monkeypatch, r
         assert max(tokens) - min(tokens) <= max(filled[row] for row in step)
 
 
+@pytest.mark.parametrize("multiple, wanted", [(3, 6), (4, 8), (6, 6)])
+def test_rows_that_learn_nothing_fill_a_multiple_up_and_no_more(multiple, wanted):
+    pairs = [{"input_ids": [5, 6, number], "labels": [number], "length": 4} for number in range(6)]
+    found = list(parallel.filled(datasets.Dataset.from_list(pairs), multiple))
+    assert found == pairs + [{"input_ids": [5], "labels": [], "length": 0}] * (wanted - 6)
+
+
 def test_a_batch_that_cannot_be_divided_is_said_at_once(capsys):
     assert cli.main(["quickstart", "--gpus", "3", "--runs", "full"]) == 1
     assert "2 dialogues cannot be divided among 3 processes" in capsys.readouterr().err

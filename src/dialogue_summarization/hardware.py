@@ -17,6 +17,9 @@ import transformers
 
 from .memory import CONTEXT, GIB
 
+# Operations a second in fp32, as cards without bf16 compute here, by the vendor's data sheets: nvidia.com/t4, and for
+# GeForce the white paper "Turing GPU Architecture", appendix.
+FP32_RATES = {"GeForce RTX 2060, 6 GB": 6.5e12, "T4, 16 GB": 8.1e12}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -130,6 +133,23 @@ def require_memory(model: str | Path) -> None:
             f"The model in {model} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
             f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GiB."
         )
+
+
+def least_seconds(weights: int, tokens: int, rate: float, *, every_weight: bool, checkpointing: bool) -> float:
+    """Seconds below which training cannot take on a card: all its operations at the card's full rate.
+
+    Of a weight and a token that is 2 operations forwards, 2 backwards to the layer below, 2 for the gradient of the
+    weight where every weight is trained (Kaplan et al. 2020, arXiv 2001.08361), and 2 more to compute activations
+    again. Launching, padding, memory and the optimizer come on top: a small model takes several times as long.
+
+    Args:
+        weights: Of the layers, without the embeddings.
+        tokens: Of all pairs, times the epochs.
+        rate: Operations a second, as in `FP32_RATES`.
+        every_weight: Whether every weight is trained, and not an adapter.
+        checkpointing: Whether activations are computed again.
+    """
+    return 2 * weights * tokens * (2 + every_weight + checkpointing) / rate
 
 
 class PeakMemory:

@@ -12,8 +12,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -161,10 +162,26 @@ def read(folder: Path) -> Run:
         ) from None
 
 
+def write_predictions(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
+    """Write a row a dialogue. Raises `DiskFull`.
+
+    A spreadsheet would compute what begins like a formula: an apostrophe stands before it, as OWASP advises
+    (owasp.org/www-community/attacks/CSV_Injection), and is taken away again when a record is read.
+    """
+    safe = [f"'{text}" if _FORMULA.match(text) else text for text in texts]
+    write_csv(path, pd.DataFrame({"id": ids, "prediction": safe}))
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
 def _read_predictions(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(read_rows(path))
     if not {"id", "prediction"} <= set(table) or table[["id", "prediction"]].isna().any(axis=None):
         raise ValueError(f"{path.name} does not have an id and a prediction in each row")
+    table["prediction"] = [
+        text[1:] if text.startswith("'") and _FORMULA.match(text) else text for text in table["prediction"]
+    ]
     return table
 
 

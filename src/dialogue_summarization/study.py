@@ -229,7 +229,7 @@ def finish(job: Job) -> runs.Run:
         metrics |= models.count_parameters(model.network) | {"trainable_parameters": 0}
     if job.method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in job.weights.glob("*.safetensors"))
-    runs.write_csv(job.partial / "predictions.csv", pd.DataFrame({"id": test["id"], "prediction": texts}))
+    runs.write_predictions(job.partial / "predictions.csv", test["id"], texts)
     runs.write_csv(job.partial / "likelihood.csv", likelihood.run_test(model, test))
     runs.write_json(job.partial / "environment.json", runs.environment())
     runs.write_json(job.partial / "metrics.json", metrics)
