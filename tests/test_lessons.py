@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import torch
 from test_memory import ALL
-from test_notebooks import GPU
+from test_notebooks import GPU, SWEEP
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dialogue_summarization import classroom, data, experiments, hardware, memory, models, runs
@@ -19,7 +19,7 @@ GUIDE = (FOLDER / "README.md").read_text("utf-8")
 
 def test_a_class_gets_the_exercises_without_answers_and_outputs(tmp_path):
     written = classroom.copy(tmp_path / "class")
-    assert [path.stem for path in written] == [*NOTEBOOKS, GPU]
+    assert [path.stem for path in written] == [*NOTEBOOKS, GPU, SWEEP]
     for path in written:
         ours, theirs = (nbformat.read(one, as_version=4) for one in (FOLDER / path.name, path))
         assert "details>" not in path.read_text("utf-8")

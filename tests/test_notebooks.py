@@ -16,7 +16,7 @@ from dialogue_summarization import data, experiments, runs, study
 from dialogue_summarization.cli import NOTEBOOKS
 
 FOLDER = data.ROOT / "notebooks"
-GPU = "05_gpu_optimization"  # belongs to no run: `study` leaves it out
+GPU, SWEEP = "05_gpu_optimization", "06_lora_against_full"  # belong to no run: `study` leaves them out
 # Of any system: a drive, or folders from the root on, behind what can stand before a path in a notebook's JSON.
 ABSOLUTE_PATH = re.compile(
     r"""[A-Z]:\\\\|/(home|root|tmp|Users)/|(?:(?<=[\s"'`(\[{,|=:>])|(?<=\\n)|(?<=file://))/\w+/\w"""

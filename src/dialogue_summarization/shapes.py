@@ -216,7 +216,7 @@ def _found(trainer: SummarizationTrainer, samples: int) -> dict[str, Any]:
         "peak_memory_bytes": trainer.peak_memory,
         "micro_batch": trainer.args.per_device_train_batch_size,
         "fast": trainer.fast,
-        "loss": losses[-1],
+        "loss": losses[-1] if losses else None,
         "losses": losses,
     }
 
