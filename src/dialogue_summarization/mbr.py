@@ -19,7 +19,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
 import torch
 
 from . import data, hardware, runs, study
@@ -110,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with hardware.quiet():
                 texts, found = decode(run, rows, options.split, options.samples, sampling, options.seed)
             if options.split == "test":
-                runs.write_csv(run.folder / f"{stem}.csv", pd.DataFrame({"id": rows["id"], "prediction": texts}))
+                runs.write_predictions(run.folder / f"{stem}.csv", rows["id"], texts)
             else:
                 stem = f"mbr-{options.samples}-validation-{options.temperature:g}-{options.epsilon:g}"
             runs.write_json(run.folder / f"{stem}.json", found)
