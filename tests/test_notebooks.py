@@ -115,7 +115,7 @@ def test_what_was_measured_is_shown_with_whatever_records_there_are(tiny_models,
         assert "GiB" in shown and "grouped by length" in shown and "tokens a second" in shown
 
 
-@pytest.mark.parametrize("name", [*NOTEBOOKS, GPU])
+@pytest.mark.parametrize("name", [*NOTEBOOKS, GPU, SWEEP])
 def test_committed_notebooks_render_and_read_well(name):
     path = FOLDER / f"{name}.ipynb"
     text = path.read_text("utf-8")
