@@ -8,7 +8,6 @@ FLAN-T5's shapes have random weights, which takes the same time as trained ones.
 
 import argparse
 import contextlib
-import gc
 import json
 import tempfile
 import time
@@ -22,6 +21,7 @@ import datasets
 import pandas as pd
 import torch
 import transformers
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainingArguments
 
 from . import data, experiments, growth, hardware, models, processes, runs, scaling, shapes, small_cards, whole_study
@@ -29,7 +29,7 @@ from .experiments import Generation, Settings
 from .generation import summarize
 from .parallel import exchange_seconds, is_sharded, trainer_class
 from .tokenization import EncoderDecoder
-from .training import CHECKPOINTING, encode, training_arguments
+from .training import CHECKPOINTING, encode, train_alone, training_arguments
 
 T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large,xl}, config.json
     "t5-small": (512, 1024, 8, 6),
@@ -178,8 +178,7 @@ def flops_a_sample(model: models.Model, rows: datasets.Dataset) -> float:
 
 def _short(arguments: TrainingArguments, entry: Entry) -> TrainingArguments:
     arguments.max_steps, arguments.logging_steps = entry.steps, max(1, entry.steps // 12)
-    arguments.eval_strategy = arguments.save_strategy = transformers.trainer_utils.IntervalStrategy.NO
-    arguments.load_best_model_at_end = False
+    train_alone(arguments)
     if not entry.gib:  # what does not fit then is seen, and not planned around
         arguments.per_device_train_batch_size = processes.share(entry.batch_size, processes.count())
         arguments.gradient_accumulation_steps = 1
@@ -197,9 +196,7 @@ class _Stopwatch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: transformers.TrainerState, control: Any, **_: Any) -> None:
         if state.global_step in (self.warm_up, state.max_steps):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            now = time.perf_counter()
+            now = hardware.clock()
             if state.global_step == self.warm_up:
                 self.warm_up_seconds, self.start = now - self.begin, now
             else:
@@ -257,7 +254,7 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
     found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     rows = [
         {
-            "model": {"smollm2": "SmolLM2-135M"}.get(entry["model"], f"FLAN-{entry['model'].title()}'s shape"),
+            "model": title(entry["model"]),
             "run": entry["method"],
             "batch": entry["batch_size"],
             "steps": "fast" if entry["fast"] else "plain",
@@ -277,6 +274,11 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False]).set_index("model")
 
 
+def title(model: str) -> str:
+    """What a model of `Entry` is called in tables."""
+    return {"smollm2": "SmolLM2-135M"}.get(model, f"FLAN-{model.title()}'s shape")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is named, and write it to `outputs/benchmarks`."""
     parser = argparse.ArgumentParser("benchmark", description=__doc__)
@@ -292,9 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     splits = datasets.DatasetDict(whole | {"train": whole["train"].select(range(min(6_000, len(whole["train"]))))})
     options.outputs.mkdir(parents=True, exist_ok=True)
     for name in options.names:
-        gc.collect()  # the last one's model is in circles
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)  # the last one's model is in circles
         if name in ENTRIES:
             entry = ENTRIES[name]
             if options.batch_size:

@@ -10,7 +10,7 @@ import datasets
 import ipywidgets
 import pandas as pd
 
-from . import hardware, models
+from . import hardware, models, study
 from .breakdown import Html, escaped, table
 from .data import DataError
 from .experiments import ConfigurationError, Generation
@@ -49,16 +49,9 @@ def usable(made: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def load(made: Sequence[Run]) -> list[Writer]:
-    """The models of runs, each with a base of its own in memory. Raises what `models.ready` does."""
+    """The models of runs, each with a base of its own in memory. Raises what `study.model_of` does."""
     with hardware.quiet():
-        return [
-            Writer(
-                label(run),
-                models.ready(run.experiment, run.weights, run.config.options.get("quantization")),
-                run.experiment.generation,
-            )
-            for run in made
-        ]
+        return [Writer(label(run), study.model_of(run), run.experiment.generation) for run in made]
 
 
 def summaries(writers: Sequence[Writer], dialogue: str) -> pd.DataFrame:

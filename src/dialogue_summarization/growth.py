@@ -6,12 +6,12 @@ each shape would take half a minute), with AdamW and a batch held whole.
 """
 
 import gc
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from . import hardware, models
 from .experiments import method
@@ -75,8 +75,7 @@ def measure(build: Build, wanted: list[Point], steps: int, warm_up: int) -> list
         except RuntimeError as error:  # memory ran out
             found.append(row | {"failed": reason(error)})
         model.network.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache()
     return found
 
 
@@ -111,17 +110,11 @@ def _measure(model: models.Model, point: Point, steps: int, warm_up: int) -> dic
     with hardware.PeakMemory() as peak:
         for number in range(warm_up + steps):
             if number == warm_up:
-                _wait()
-                start = time.perf_counter()
+                start = hardware.clock()
             step()
-        _wait()
-    seconds = (time.perf_counter() - start) / steps
+        end = hardware.clock()
+    seconds = (end - start) / steps
     found = {"step_seconds": round(seconds, 4), "samples_per_second": round(point.batch_size / seconds, 2)}
     if device.type == "cuda":  # of a process on the CPU, earlier points' memory is a part
         found["peak_memory_bytes"] = peak.bytes
     return found
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

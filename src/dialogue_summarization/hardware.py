@@ -6,6 +6,7 @@ import importlib.util
 import math
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,13 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def clock() -> float:
+    """`time.perf_counter`, once the card has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def autocast() -> contextlib.AbstractContextManager:

@@ -61,7 +61,7 @@ def gains(found: dict[str, Any]) -> pd.DataFrame:
         )  # seconds of the warm-up that were training
         pays = (fast["warm_up_seconds"] - trained) / (1 / rates[0] - 1 / rates[1])
         rows.append({
-            "model": _title(fast["model"]),
+            "model": benchmark.title(fast["model"]),
             "run": fast["method"],
             "plain, samples/s": round(rates[0]),
             "fast, samples/s": round(rates[1]),
@@ -126,7 +126,7 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
             plan = memory.plan(int(gib * GIB), small_cards.BATCH_SIZE, known, LENGTHS[model], packed=packed)
             plan = memory.Plan(**run["planned"]) if "planned" in run else plan
             rows.append({
-                "model": _title(model),
+                "model": benchmark.title(model),
                 "run": method,
                 "card GiB": f"{gib:g}",
                 "at once × accumulated": f"{plan.micro_batch} × {plan.accumulation}",
@@ -165,7 +165,7 @@ def parts(at_once: int = 2) -> pd.DataFrame:
     for model, method in RUNS:
         known = shape(model, method)
         rows.append({
-            "model": _title(model),
+            "model": benchmark.title(model),
             "run": method,
             "weights": known.weight_bytes,
             "gradients": 4 * known.trained,
@@ -347,7 +347,3 @@ def _seconds(made: Sequence[Run], name: str) -> float | None:
         if run.name == name and run.log["epoch"].max() >= EPOCHS:
             return float(run.log.loc[run.log["epoch"] >= EPOCHS - 1e-6, "seconds"].iloc[0])
     return None
-
-
-def _title(model: str) -> str:
-    return {"smollm2": "SmolLM2-135M"}.get(model, f"FLAN-{model.title()}'s shape")

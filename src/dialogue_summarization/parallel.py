@@ -7,7 +7,6 @@
   hold. Here the model stays as it is, and its gradients are averaged behind the step.
 """
 
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -106,16 +105,10 @@ def exchange_seconds(size: int, rounds: int = 20) -> float:
     numbers = torch.zeros(size // 4, device=hardware.device())
     for _ in range(3):
         torch.distributed.all_reduce(numbers)
-    start = _now()
+    start = hardware.clock()
     for _ in range(rounds):
         torch.distributed.all_reduce(numbers)
-    return processes.combined(max, (_now() - start) / rounds)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return processes.combined(max, (hardware.clock() - start) / rounds)
 
 
 def average_gradients(network: torch.nn.Module) -> None:

@@ -8,7 +8,6 @@ Token ids beyond those are folded into them (`Folded`), in what is read, what is
 sees, all decoded by the same tokenizer. So a summary scores 1 where its tokens are those that were learned.
 """
 
-import gc
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,8 +18,9 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
 
 from . import models
 from .experiments import EXPERIMENTS, Generation, Settings
@@ -28,7 +28,7 @@ from .generation import summarize
 from .rouge import means
 from .small_cards import StopAfter, reason
 from .tokenization import EncoderDecoder
-from .training import SummarizationTrainer, encode, training_arguments
+from .training import SummarizationTrainer, encode, train_alone, training_arguments
 
 Build = Callable[[str, str], models.Model]  # from a shape's and a method's name to a fresh model
 
@@ -124,9 +124,7 @@ def measure(name: str, splits: datasets.DatasetDict, build: Build) -> dict[str, 
             found |= part
     except Exception as error:  # of any kind: the other entries are measured all the same
         found["failed"] = reason(error)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     return found
 
 
@@ -179,9 +177,7 @@ def stable(
         yield found | {"pairs": len(rows), "finite": all(map(math.isfinite, losses))}
         yield {"first_tenth": begun, "last_tenth": ended, "falls": ended < begun}
         del first
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         again = trainer()
         again.train(resume_from_checkpoint=get_last_checkpoint(folder))
     after = _losses(again)[len(losses) :]
@@ -194,8 +190,7 @@ def _trainer(
 ) -> SummarizationTrainer:
     arguments = training_arguments(settings, folder, model, rows)
     arguments.max_steps, arguments.logging_steps = steps, LOGGED
-    arguments.eval_strategy = arguments.save_strategy = IntervalStrategy.NO
-    arguments.load_best_model_at_end = False
+    train_alone(arguments)
     return SummarizationTrainer(model, settings, args=arguments, train_dataset=rows)
 
 

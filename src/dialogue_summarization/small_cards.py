@@ -3,7 +3,6 @@
 `python -m dialogue_summarization.benchmark fits-8` measures with 8 GiB; `fits-8-packed` the steps of module `fast`.
 """
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +13,14 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
-from transformers.trainer_utils import IntervalStrategy
 
 from . import fitting, hardware, models
 from .experiments import EXPERIMENTS, Generation, Settings
 from .generation import summarize
 from .memory import CONTEXT, GIB
-from .training import SummarizationTrainer, are_fast, encode, training_arguments
+from .training import SummarizationTrainer, are_fast, encode, train_alone, training_arguments
 
 CARDS = (6, 8, 12, 16, 24)  # GiB
 BATCH_SIZE = 32
@@ -68,9 +67,7 @@ def measure(
             except Exception as error:  # of any kind: the other runs are measured all the same
                 row["failed"] = reason(error)
             found.append(row)
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            clear_device_cache(garbage_collection=True)
     return found
 
 
@@ -93,8 +90,7 @@ def _run(
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(settings, folder, model, rows)
         arguments.max_steps, arguments.logging_steps = STEPS, 10
-        arguments.eval_strategy = arguments.save_strategy = IntervalStrategy.NO
-        arguments.load_best_model_at_end = False
+        train_alone(arguments)
         trainer = SummarizationTrainer(
             model, settings, args=arguments, train_dataset=some,
             eval_dataset=_longest(encode(splits["validation"], model.family), LONGEST),

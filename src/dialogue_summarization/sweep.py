@@ -9,7 +9,6 @@ for the first: blocks of the same shapes are compiled once in a process.
 """
 
 import argparse
-import gc
 import itertools
 import shutil
 import sys
@@ -24,14 +23,14 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from transformers.trainer_utils import IntervalStrategy
+from accelerate.utils.memory import clear_device_cache
 
 from . import data, experiments, fast, hardware, models, report, rouge, runs, study, sweep_points, sweep_records
 from .experiments import ConfigurationError, Experiment
 from .packaged import ModelError
 from .sweep_points import Group, Point
 from .trainer_parts import EventFiles
-from .training import SummarizationTrainer, TrainingDiverged
+from .training import SummarizationTrainer, TrainingDiverged, train_alone
 
 EXPERIMENT = "smollm2-dialogsum"
 VALIDATION = 250  # dialogues at most: a point costs seconds
@@ -113,7 +112,7 @@ def run(
         except RuntimeError as error:  # compiling and capturing may fail for one method: the others are made
             traceback.print_exc()
             failed.append(f"{group.name}, {name}: {type(error).__name__}, see above. With --plain it may go.")
-        release()
+        clear_device_cache(garbage_collection=True)
     return failed
 
 
@@ -187,7 +186,7 @@ def make(point: Point, job: study.Job, compiled: bool) -> dict[str, object]:
     row |= {"steps": trainer.state.global_step, "steps_are": "fast" if trainer.fast else "plain"}
     row |= models.count_parameters(trainer.model)
     del trainer
-    release()
+    clear_device_cache(garbage_collection=True)
     row["seconds"] = round(time.perf_counter() - start, 2)
     made = runs.environment()
     return row | {name: made[name] for name in ("device", "commit", "date")}
@@ -195,9 +194,7 @@ def make(point: Point, job: study.Job, compiled: bool) -> dict[str, object]:
 
 def _trained(trainer: SummarizationTrainer, job: study.Job) -> dict[str, object]:
     """Train, validate and keep: losses, scores and costs."""
-    args = trainer.args
-    args.eval_strategy = args.save_strategy = IntervalStrategy.NO
-    args.load_best_model_at_end = False
+    train_alone(trainer.args)
     trainer.remove_callback(EventFiles)
     trainer.generation = replace(trainer.generation, num_beams=1)
     trainer.train()
@@ -225,13 +222,6 @@ def _test(job: study.Job, folder: Path) -> None:
     shutil.rmtree(copied, ignore_errors=True)
     shutil.copytree(made.folder, copied)
     copied.rename(folder)
-
-
-def release() -> None:
-    """Give back what the last point held on the card."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _part(text: str) -> tuple[int, int]:

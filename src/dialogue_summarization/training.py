@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import is_tensorboard_available
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 from transformers.utils.notebook import NotebookProgressCallback
 
 from . import damage, fast, fitting, hardware, processes
@@ -136,6 +136,12 @@ def training_arguments(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments
+
+
+def train_alone(arguments: TrainingArguments) -> None:
+    """Let a training neither validate nor save on its way, where it is only measured."""
+    arguments.eval_strategy = arguments.save_strategy = IntervalStrategy.NO
+    arguments.load_best_model_at_end = False
 
 
 class SummarizationTrainer(HalvingTrainer):
@@ -343,7 +349,7 @@ class SummarizationTrainer(HalvingTrainer):
         return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's, with weights counted once: it counts them anew at every step, which takes as long as a step."""
+        """Trainer's, with weights counted once: it walks through all modules for it at every step."""
         if self._counted is None:
             self._counted = self.model.num_parameters(exclude_embeddings=True)
         return 6 * inputs[getattr(self.model, "main_input_name", "input_ids")].numel() * self._counted
