@@ -150,48 +150,51 @@ def refill(static: dict[str, Any], inputs: dict[str, Any]) -> None:
 class StepGraphs:
     """Captures `step(inputs, items) -> loss`, which runs forward and backward passes, as a CUDA graph for each shape.
 
-    Gradients are written into buffers that all graphs share and `.grad` points to after each call.
+    Gradients are written into buffers that all graphs share and `.grad` points to after each call. All shapes share one
+    pool of memory, in which the steps before a capture run too: it takes what the largest shape takes.
     """
 
     def __init__(self, step: Callable[[dict[str, Any], torch.Tensor], torch.Tensor], network: torch.nn.Module) -> None:
         self._step = step
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
-        self._gradients: list[torch.Tensor] = []
+        self._gradients = [torch.zeros_like(weight) for weight in self._weights]
         self._seen: dict[tuple, int] = {}
         self._graphs: dict[tuple, tuple] = {}
-        self._pool = None
+        self._pool, self._stream = torch.cuda.MemPool(), torch.cuda.Stream()  # a pool's memory belongs to a stream
 
     def __call__(self, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         """One step: as it is for a shape that is new, from its graph afterwards."""
         key = tuple(
             (name, tuple(value.shape) if torch.is_tensor(value) else value) for name, value in sorted(inputs.items())
         )
+        for weight, gradient in zip(self._weights, self._gradients, strict=True):
+            weight.grad = gradient
         if key not in self._graphs:
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] <= SEEN_BEFORE_CAPTURE:
-                return self._step(inputs, items)
+                return self._as_it_is(inputs, items)
             self._graphs[key] = self._capture(inputs, items)
         graph, static, static_items, loss = self._graphs[key]
         refill(static, inputs)
         static_items.copy_(items)
-        self._point_gradients()
         graph.replay()
         return loss.clone()
 
+    def _as_it_is(self, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        torch._foreach_zero_(self._gradients)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
+            loss = self._step(inputs, items)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return loss.clone()
+
     def _capture(self, inputs: dict[str, Any], items: torch.Tensor) -> tuple:
-        static = held(inputs)
-        static_items = items.clone()
-        if not self._gradients:
-            self._gradients = [torch.zeros_like(weight) for weight in self._weights]
-        self._point_gradients()
-        graph = torch.cuda.CUDAGraph()
+        static, static_items, graph = held(inputs), items.clone(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # the data loader has threads
+        with torch.cuda.graph(
+            graph, pool=self._pool.id, stream=self._stream,
+            capture_error_mode="thread_local",  # the data loader has threads
+        ):  # fmt: skip
             torch._foreach_zero_(self._gradients)
             loss = self._step(dict(static), static_items)
-        self._pool = self._pool or graph.pool()
         return graph, static, static_items, loss
-
-    def _point_gradients(self) -> None:
-        for weight, gradient in zip(self._weights, self._gradients, strict=True):
-            weight.grad = gradient

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
+import datasets
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from . import fast
 from .prompts import PROMPT, prompt
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+_STEPS = {"input_ids": 64, "attention_mask": 64, "decoder_input_ids": 32, "labels": 32}  # tokens, in `fixed` batches
 _HERE = "\ue000"  # stands for a dialogue: no template trims it, no dialogue has it
 
 
@@ -48,6 +50,9 @@ class Family(Protocol):
 
     def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
         """The same batch in one of a few shapes, for compiled steps; equal in loss and gradients to `collate`."""
+
+    def fixed_order(self, rows: datasets.Dataset) -> list[int] | None:
+        """A number for each encoded pair: those of like numbers waste little in a `fixed` batch. None: any order does."""
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """The tokens of the summary (batch, new tokens) out of what `generate` returned for prompts of that length."""
@@ -103,13 +108,13 @@ class EncoderDecoder:
         return batch
 
     def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
-        """See `Family`. Padded to multiples of 64, and with rows that learn nothing where the batch is not full."""
+        """See `Family`. Padded to multiples of `_STEPS`, and with rows that learn nothing where the batch is not full."""
         blank = {"input_ids": rows[0]["input_ids"][:1], "labels": []}
         batch = self.collate([*rows, *[blank] * (batch_size - len(rows))])
         fill = {"labels": IGNORED, "attention_mask": 0}
         pad = self.tokenizer.pad_token_id
         batch = {
-            name: _widen(value, fill.get(name, pad)) if torch.is_tensor(value) else value
+            name: _widen(value, fill.get(name, pad), _STEPS[name]) if torch.is_tensor(value) else value
             for name, value in batch.items()
         }
         # Of 4 dimensions: transformers makes a mask, or none, by looking at its values, which a graph cannot wait for.
@@ -117,6 +122,11 @@ class EncoderDecoder:
         batch["decoder_attention_mask"] = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
         batch["attention_mask"] = batch["attention_mask"].bool()[:, None, None, :]
         return batch
+
+    def fixed_order(self, rows: datasets.Dataset) -> list[int]:
+        """See `Family`. By the padded prompt, then by the summary: both take arithmetic."""
+        prompts = (_multiple(len(ids), _STEPS["input_ids"]) for ids in rows["input_ids"])
+        return [1000 * prompt + len(labels) for prompt, labels in zip(prompts, rows["labels"], strict=True)]
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The decoder's output is the summary."""
@@ -218,6 +228,9 @@ class DecoderOnly:
             "use_cache": False,
         }
 
+    def fixed_order(self, rows: datasets.Dataset) -> None:
+        """See `Family`. Packed batches have no padding."""
+
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The output repeats the prompt."""
         return output_ids[:, prompt_length:]
@@ -283,9 +296,9 @@ def _multiple(number: int, of: int) -> int:
     return -(-number // of) * of
 
 
-def _widen(ids: torch.Tensor, value: int) -> torch.Tensor:
-    """Pad the last dimension on the right to a multiple of 64."""
-    return torch.nn.functional.pad(ids, (0, _multiple(ids.shape[1], 64) - ids.shape[1]), value=value)
+def _widen(ids: torch.Tensor, value: int, step: int) -> torch.Tensor:
+    """Pad the last dimension on the right to a multiple."""
+    return torch.nn.functional.pad(ids, (0, _multiple(ids.shape[1], step) - ids.shape[1]), value=value)
 
 
 def _split(rendered: str) -> tuple[str, str]:

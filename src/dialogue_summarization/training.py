@@ -218,14 +218,15 @@ class SummarizationTrainer(HalvingTrainer):
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
         """Trainer's, with an order that depends on seed and epoch alone, so that a resumed run sees the same.
 
-        Packed batches need no grouping by length.
+        Dialogues of about the same length are together, but in packed batches, which need no grouping.
         """
-        if self.fast and self.parts.family.fixed_attention:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        lengths = self.parts.family.fixed_order(rows) if self.fast else rows["length"]
+        if lengths is None:
             self.args.train_sampling_strategy = "random"
             return super()._get_train_sampler(train_dataset)
-        rows = train_dataset if train_dataset is not None else self.train_dataset
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return GroupedByLength(self.args.seed, step, rows["length"])
+        return GroupedByLength(self.args.seed, step, lengths)
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
@@ -340,9 +341,7 @@ class SummarizationTrainer(HalvingTrainer):
         if self._clock is None:
             self.training_seconds()
         step = super().training_step
-        # Graphs of T5's steps in many padded shapes took more memory and time. One that is captured begins with no
-        # gradients.
-        if not self.fast or not self.parts.family.fixed_attention or self.args.gradient_accumulation_steps > 1:
+        if not self.fast or self.args.gradient_accumulation_steps > 1:  # a graph begins with no gradients
             return step(model, inputs, num_items_in_batch)
         if self._graphs is None:
             self._graphs = fast.StepGraphs(partial(step, model), model)
