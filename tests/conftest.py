@@ -9,6 +9,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a card computes in bf16; the tests that need one say how
+if not os.environ["CUDA_VISIBLE_DEVICES"]:
+    os.environ["TRITON_INTERPRET"] = "1"  # runs kernels on the CPU; read when Triton is imported
 os.environ["ONEDNN_MAX_CPU_ISA"] = (
     "AVX2"  # in fp32 wherever the tests run, their subprocesses too: tolerances are tight
 )

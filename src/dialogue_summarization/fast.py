@@ -1,6 +1,8 @@
 """What makes a training step faster on a CUDA card, and leaves it the same step. Measured in GPU_OPTIMIZATION_GUIDE.md.
 
-- Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them.
+- Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them. Of T5, whose
+  blocks take minutes to compile for any shape, the parts for which it pays.
+- T5's attention in one kernel (module `biased_attention`).
 - Packed sequences, for decoder-only models: the dialogues of a batch in one row, attention within each alone, no
   padding.
 - A CUDA graph of forward and backward pass for each shape: the card is launched once a step instead of thousands of
@@ -14,11 +16,13 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-PACKED = "packed"  # the attention implementation registered below
+PACKED, BIASED = "packed", "biased"  # the attention implementations registered below
+COMPILED_OF_T5 = ("T5LayerNorm", "T5LayerFF")
 SEEN_BEFORE_CAPTURE = 2  # steps of a shape that run as usual, and compile, before its graph is captured
 
 
@@ -74,8 +78,33 @@ def _one_by_one(
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
+def biased_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """T5's attention in the form of `AttentionInterface`: `BiasedAttention` in training on a card, else PyTorch's."""
+    if query.device.type != "cuda" or not module.training:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask,
+            dropout=dropout, scaling=scaling, position_bias=position_bias, **kwargs,
+        )  # fmt: skip
+    from .biased_attention import BiasedAttention  # Triton is there where a card is
+
+    parts = (part.transpose(1, 2) for part in (query, key, value))
+    return BiasedAttention.apply(*parts, position_bias, attention_mask, dropout), None
+
+
 AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
+AttentionInterface.register(BIASED, biased_attention)
+AttentionMaskInterface.register(BIASED, sdpa_mask)
 
 
 def blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
@@ -95,15 +124,32 @@ def base_of(network: torch.nn.Module) -> PreTrainedModel:
 
 
 def prepare(network: torch.nn.Module, attention: str | None) -> None:
-    """Set a model up for batches of fixed shapes: their attention, and each block compiled in place."""
-    if attention:
-        base_of(network).set_attn_implementation(attention)
+    """Set a model up for batches of fixed shapes: their attention, and what is compiled, in place."""
+    base = base_of(network)
+    is_t5 = base.config.model_type == "t5"
+    attention = BIASED if is_t5 else attention
+    for module in network.modules():
+        if attention and isinstance(module, PreTrainedModel):  # T5's encoder and decoder have a configuration each
+            module.set_attn_implementation(attention)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on at the slow pace without a word
     torch.fx.experimental._config.use_duck_shape = False  # 64 dialogues of 64 tokens are not alike by being 64
+    if is_t5:
+        for module in network.modules():
+            if type(module).__name__ == "T5LayerNorm":
+                module.register_forward_hook(_rounded)
+            if type(module).__name__ in COMPILED_OF_T5 or isinstance(module, LoraLinear):
+                module.compile(dynamic=True)
+        return
     for block in blocks(network):
-        # Padded batches come in more shapes than packed ones, and adapters take minutes to compile for any shape.
+        # Padded batches come in more shapes than packed ones.
         block.compile(dynamic=True if attention is None else None)
+
+
+def _rounded(norm: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """What a norm gives as autocast takes it: linear layers, which follow, would each make a copy of it."""
+    kind = output.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
 
 
 @contextlib.contextmanager
@@ -124,15 +170,15 @@ def quick_zero_grad(network: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def eager(network: torch.nn.Module) -> Iterator[None]:
-    """Without compiled blocks: for evaluation and generation, whose shapes change all the time."""
-    compiled = [(block, block._compiled_call_impl) for block in blocks(network)]
-    for block, _ in compiled:
-        block._compiled_call_impl = None
+    """Nothing compiled: for evaluation and generation, whose shapes change all the time."""
+    compiled = [(module, module._compiled_call_impl) for module in network.modules() if module._compiled_call_impl]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
     try:
         yield
     finally:
-        for block, implementation in compiled:
-            block._compiled_call_impl = implementation
+        for module, implementation in compiled:
+            module._compiled_call_impl = implementation
 
 
 def held(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -167,26 +213,30 @@ class StepGraphs:
         key = tuple(
             (name, tuple(value.shape) if torch.is_tensor(value) else value) for name, value in sorted(inputs.items())
         )
-        for weight, gradient in zip(self._weights, self._gradients, strict=True):
-            weight.grad = gradient
         if key not in self._graphs:
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] <= SEEN_BEFORE_CAPTURE:
-                return self._as_it_is(inputs, items)
+                self._stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
+                    loss = self._run(inputs, items)
+                torch.cuda.current_stream().wait_stream(self._stream)
+                return loss.clone()
             self._graphs[key] = self._capture(inputs, items)
         graph, static, static_items, loss = self._graphs[key]
         refill(static, inputs)
         static_items.copy_(items)
+        self._point_gradients()
         graph.replay()
         return loss.clone()
 
-    def _as_it_is(self, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
-        torch._foreach_zero_(self._gradients)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
-            loss = self._step(inputs, items)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return loss.clone()
+    def _run(self, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """The step; its gradients end in the buffers. Adding to those would read and write them weight by weight."""
+        for weight in self._weights:
+            weight.grad = None
+        loss = self._step(inputs, items)
+        torch._foreach_copy_(self._gradients, [weight.grad for weight in self._weights])
+        self._point_gradients()
+        return loss
 
     def _capture(self, inputs: dict[str, Any], items: torch.Tensor) -> tuple:
         static, static_items, graph = held(inputs), items.clone(), torch.cuda.CUDAGraph()
@@ -195,6 +245,9 @@ class StepGraphs:
             graph, pool=self._pool.id, stream=self._stream,
             capture_error_mode="thread_local",  # the data loader has threads
         ):  # fmt: skip
-            torch._foreach_zero_(self._gradients)
-            loss = self._step(dict(static), static_items)
+            loss = self._run(dict(static), static_items)
         return graph, static, static_items, loss
+
+    def _point_gradients(self) -> None:
+        for weight, gradient in zip(self._weights, self._gradients, strict=True):
+            weight.grad = gradient

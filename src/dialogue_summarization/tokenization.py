@@ -52,7 +52,7 @@ class Family(Protocol):
         """The same batch in one of a few shapes, for compiled steps; equal in loss and gradients to `collate`."""
 
     def fixed_order(self, rows: datasets.Dataset) -> list[int] | None:
-        """A number for each encoded pair: those of like numbers waste little in a `fixed` batch. None: any order does."""
+        """A number for each encoded pair: alike ones waste little in a `fixed` batch. None: any order does."""
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """The tokens of the summary (batch, new tokens) out of what `generate` returned for prompts of that length."""
@@ -108,7 +108,7 @@ class EncoderDecoder:
         return batch
 
     def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
-        """See `Family`. Padded to multiples of `_STEPS`, and with rows that learn nothing where the batch is not full."""
+        """See `Family`. Padded to multiples of `_STEPS`, and with rows that learn nothing where it is not full."""
         blank = {"input_ids": rows[0]["input_ids"][:1], "labels": []}
         batch = self.collate([*rows, *[blank] * (batch_size - len(rows))])
         fill = {"labels": IGNORED, "attention_mask": 0}
