@@ -15,6 +15,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 BLOCK = 64  # queries and keys of a block of scores
+ALL = tl.constexpr(2**32)  # hashes; dropout drops those below LEAST
 PARTS = 8  # of the batch, over which programs sum the gradient of the bias
 
 
@@ -27,33 +28,35 @@ def _rows(start, head, tokens, heads, BLOCK: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _kept(seed, head, query, key, queries, keys, chance: tl.constexpr):
-    """Where dropout keeps a pair: by a hash of its number, lowbias32 (github.com/skeeto/hash-prospector).
+def _kept(seed, head, query, key, queries, keys, LEAST: tl.constexpr):
+    """Where dropout keeps a pair: by a hash of its number, after lowbias32 (github.com/skeeto/hash-prospector).
 
     Philox, as PyTorch has it, would take longer than all else here.
     """
-    number = ((head * queries + query[:, None]) * keys + key[None, :]).to(tl.uint32) * 0x9E3779B1
-    number = number ^ seed.to(tl.uint32)
+    number = ((head * queries + query[:, None]) * keys + key[None, :]).to(tl.uint32) + tl.load(seed).to(tl.uint32)
     number = (number ^ (number >> 16)) * 0x7FEB352D
     number = (number ^ (number >> 15)) * 0x846CA68B
-    number = (number ^ (number >> 16)) >> 8
-    return number.to(tl.float32) * (1 / 16777216) >= chance
+    return number >= LEAST
 
 
 @triton.jit
-def _scores(q, k, bias, mask, head, query, key, queries, keys, heads, mask_batch, mask_query):
+def _scores(q, k, bias, mask, head, query, key, queries, keys, heads, mask_batch, BY_QUERY: tl.constexpr):
     """A block of scores with bias; -1e30 where a pair is masked or not there."""
     there = (query[:, None] < queries) & (key[None, :] < keys)
     pair = (head % heads * queries + query[:, None]) * keys + key[None, :]
-    seen = tl.load(mask + head // heads * mask_batch + query[:, None] * mask_query + key[None, :], mask=there, other=0)
     found = tl.dot(q, tl.trans(k), input_precision="ieee") + tl.load(bias + pair, mask=there, other=0).to(tl.float32)
-    return tl.where(seen != 0, found, -1e30)
+    mask += head // heads * mask_batch
+    if BY_QUERY:
+        seen = tl.load(mask + query[:, None] * keys + key[None, :], mask=there, other=0)
+    else:
+        seen = tl.load(mask + key, mask=key < keys, other=0)[None, :]
+    return tl.where(there & (seen != 0), found, -1e30)
 
 
 @triton.jit
 def _forward(
-    q_, k_, v_, bias, mask, seed, out_, total_, queries, keys, heads, mask_batch, mask_query,
-    chance: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
+    q_, k_, v_, bias, mask, seed, out_, total_, queries, keys, heads, mask_batch,
+    BY_QUERY: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     start, head = tl.program_id(0) * BLOCK, tl.program_id(1)
     query = start + tl.arange(0, BLOCK)
@@ -67,41 +70,41 @@ def _forward(
         others, present = _rows(begin, head, keys, heads, BLOCK, SIZE)
         k = tl.load(k_ + others, mask=present, other=0)
         v = tl.load(v_ + others, mask=present, other=0)
-        scores = _scores(q, k, bias, mask, head, query, key, queries, keys, heads, mask_batch, mask_query)
+        scores = _scores(q, k, bias, mask, head, query, key, queries, keys, heads, mask_batch, BY_QUERY)
         higher = tl.maximum(most, tl.max(scores, 1))
         shares = tl.exp(scores - higher[:, None])
         before = tl.exp(most - higher)
         total = total * before + tl.sum(shares, 1)
-        if chance > 0:
-            shares = tl.where(_kept(tl.load(seed), head, query, key, queries, keys, chance), shares, 0.0)
+        if LEAST > 0:
+            shares = tl.where(_kept(seed, head, query, key, queries, keys, LEAST), shares, 0.0)
         out = out * before[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         most = higher
-    out = out / (total * (1 - chance))[:, None]
+    out = out / (total * (1 - LEAST / ALL))[:, None]
     tl.store(out_ + offsets, out.to(out_.dtype.element_ty), mask=there)
     tl.store(total_ + head * queries + query, most + tl.log(total), mask=query < queries)
 
 
 @triton.jit
 def _shares(
-    q, k, v, slope, bias, mask, seed, total, mean, head, query, key, queries, keys, heads, mask_batch, mask_query,
-    chance: tl.constexpr,
+    q, k, v, slope, bias, mask, seed, total, mean, head, query, key, queries, keys, heads, mask_batch,
+    BY_QUERY: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """A block of what was multiplied with values, and the gradient of its scores."""
-    scores = _scores(q, k, bias, mask, head, query, key, queries, keys, heads, mask_batch, mask_query)
+    scores = _scores(q, k, bias, mask, head, query, key, queries, keys, heads, mask_batch, BY_QUERY)
     shares = tl.exp(scores - total[:, None])
     slopes = tl.dot(slope, tl.trans(v), input_precision="ieee")
     used = shares
-    if chance > 0:
-        kept = _kept(tl.load(seed), head, query, key, queries, keys, chance)
-        used = tl.where(kept, shares / (1 - chance), 0.0)
-        slopes = tl.where(kept, slopes / (1 - chance), 0.0)
+    if LEAST > 0:
+        kept = _kept(seed, head, query, key, queries, keys, LEAST)
+        used = tl.where(kept, shares / (1 - LEAST / ALL), 0.0)
+        slopes = tl.where(kept, slopes / (1 - LEAST / ALL), 0.0)
     return used, shares * (slopes - mean[:, None])
 
 
 @triton.jit
 def _backward_queries(
-    q_, k_, v_, bias, mask, seed, out_, total_, slope_, mean_, dq_, queries, keys, heads, mask_batch, mask_query,
-    chance: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
+    q_, k_, v_, bias, mask, seed, out_, total_, slope_, mean_, dq_, queries, keys, heads, mask_batch,
+    BY_QUERY: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the queries; leaves the mean slope of each, which the other two need."""
     start, head = tl.program_id(0) * BLOCK, tl.program_id(1)
@@ -121,7 +124,7 @@ def _backward_queries(
         v = tl.load(v_ + others, mask=present, other=0)
         _, ds = _shares(
             q, k, v, slope, bias, mask, seed, total, mean, head, query, key, queries, keys, heads, mask_batch,
-            mask_query, chance,
+            BY_QUERY, LEAST,
         )  # fmt: skip
         dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
     tl.store(dq_ + offsets, dq.to(dq_.dtype.element_ty), mask=there)
@@ -129,8 +132,8 @@ def _backward_queries(
 
 @triton.jit
 def _backward_keys(
-    q_, k_, v_, bias, mask, seed, total_, slope_, mean_, dk_, dv_, queries, keys, heads, mask_batch, mask_query,
-    chance: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
+    q_, k_, v_, bias, mask, seed, total_, slope_, mean_, dk_, dv_, queries, keys, heads, mask_batch,
+    BY_QUERY: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of keys and values."""
     start, head = tl.program_id(0) * BLOCK, tl.program_id(1)
@@ -150,7 +153,7 @@ def _backward_keys(
         mean = tl.load(mean_ + place, mask=query < queries, other=0)
         used, ds = _shares(
             q, k, v, slope, bias, mask, seed, total, mean, head, query, key, queries, keys, heads, mask_batch,
-            mask_query, chance,
+            BY_QUERY, LEAST,
         )  # fmt: skip
         dv += tl.dot(tl.trans(used.to(slope.dtype)), slope, input_precision="ieee")
         dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision="ieee")
@@ -160,8 +163,8 @@ def _backward_keys(
 
 @triton.jit
 def _backward_bias(
-    q_, k_, v_, bias, mask, seed, total_, slope_, mean_, dbias_, batch, queries, keys, heads, mask_batch, mask_query,
-    chance: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr,
+    q_, k_, v_, bias, mask, seed, total_, slope_, mean_, dbias_, batch, queries, keys, heads, mask_batch,
+    BY_QUERY: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the bias (PARTS, heads, queries, keys), summed over each part of the batch."""
     blocks = tl.cdiv(keys, BLOCK)
@@ -179,7 +182,7 @@ def _backward_bias(
             tl.load(v_ + others, mask=present, other=0), tl.load(slope_ + offsets, mask=there, other=0),
             bias, mask, seed, tl.load(total_ + place, mask=query < queries, other=0),
             tl.load(mean_ + place, mask=query < queries, other=0), head, query, key, queries, keys, heads,
-            mask_batch, mask_query, chance,
+            mask_batch, BY_QUERY, LEAST,
         )  # fmt: skip
         dbias += ds
     pair = ((part * heads + own) * queries + query[:, None]) * keys + key[None, :]
@@ -202,10 +205,11 @@ class BiasedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, bias, mask, chance):
+        ctx.bias_dtype, bias = bias.dtype, bias.to(q.dtype)  # half to read, and rounded as autocast rounds it
         q, k, v, bias, mask = (part.contiguous() for part in (q, k, v, bias, mask))
         batch, queries, heads, size = q.shape
-        ctx.sizes = (queries, k.shape[1], heads, *(mask.stride(n) if mask.shape[n] > 1 else 0 for n in (0, 2)), chance)
-        ctx.blocks = {"BLOCK": BLOCK, "SIZE": size}
+        ctx.sizes = (queries, k.shape[1], heads, mask.stride(0) if len(mask) > 1 else 0)
+        ctx.blocks = {"BY_QUERY": mask.shape[2] > 1, "LEAST": int(chance * 2**32), "BLOCK": BLOCK, "SIZE": size}
         seed = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=q.device)
         out, total = torch.empty_like(q), q.new_empty((batch, heads, queries), dtype=torch.float32)
         _forward[triton.cdiv(queries, BLOCK), batch * heads](
@@ -229,5 +233,5 @@ class BiasedAttention(torch.autograd.Function):
             _backward_bias[rows * columns, heads, PARTS](
                 *inputs, total, slope, mean, parts, batch, *ctx.sizes, **ctx.blocks, PARTS=PARTS
             )
-            dbias = parts.sum(dim=0, keepdim=True).to(bias.dtype)
+            dbias = parts.sum(dim=0, keepdim=True).to(ctx.bias_dtype)
         return dq, dk, dv, dbias, None, None

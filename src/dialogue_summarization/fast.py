@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -138,8 +138,10 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
         for module in network.modules():
             if type(module).__name__ == "T5LayerNorm":
                 module.register_forward_hook(_rounded)
-            if type(module).__name__ in COMPILED_OF_T5 or isinstance(module, LoraLinear):
+            if type(module).__name__ in COMPILED_OF_T5:
                 module.compile(dynamic=True)
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False  # to fp32, for autocast to cast it back
         return
     for block in blocks(network):
         # Padded batches come in more shapes than packed ones.

@@ -22,7 +22,7 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import models
+from . import hardware, models
 from .experiments import EXPERIMENTS, Generation, Settings
 from .generation import summarize
 from .rouge import means
@@ -138,7 +138,7 @@ def overfit(entry: Overfit, splits: datasets.DatasetDict, build: Build) -> Itera
     rows = encode(some, model.family)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(model, entry.settings, rows, folder, entry.steps)
-        trainer.fast = False  # compiling T5 takes longer than this training
+        trainer.fast = hardware.fast_steps()
         trainer.add_callback(StopAfter(entry.seconds))
         trainer.train()
     yield _found(trainer, trainer.state.global_step * entry.batch_size) | models.count_parameters(model.network)
