@@ -3,14 +3,18 @@
 `python tests/test_documents.py` writes the tables anew.
 """
 
+import hashlib
+import json
 import re
 import shlex
 
 import nbformat
+import pandas as pd
 import pytest
 import withhold
 import yaml
 from conftest import SHARED
+from PIL import Image
 
 from dialogue_summarization import (
     __version__,
@@ -24,6 +28,8 @@ from dialogue_summarization import (
     report,
     results,
     runs,
+    scaling,
+    significance,
     systems,
 )
 
@@ -89,14 +95,71 @@ def test_of_dialogsum_three_test_dialogues_are_shown():
     assert len(shown) <= withhold.KEPT and all(name.startswith("test_") for name in shown)
 
 
-def guide():
-    """The tables of the guide, by their marks."""
-    return {"benchmarks": benchmark.table(), "cards": measured.advice(measured.records())}
+def compared():
+    """The training that was measured on two GPUs, beside one."""
+    return scaling.comparisons(measured.records(measured.TWO_GPUS))
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "cards"])
+def made(records):
+    """Where and when, and with which code."""
+    dates, devices, commits = (sorted({one[key] for one in records}) for key in ("date", "device", "commit"))
+    days = sorted({date[:10] for date in dates})
+    return f"Made on {', '.join(days)}, device: {', '.join(devices)} (commit {', '.join(commits)})."
+
+
+def two_gpus():
+    """A row and a sentence for each training on two GPUs."""
+    found = compared()
+    about = made([record for each in found for record in (each.one, each.share, each.several) if record])
+    lines = "\n".join(f"- {line}" for line in scaling.sentences(found))
+    return f"{report.to_markdown(scaling.measured(found))}\n\n{lines}\n\n{about}"
+
+
+def two_gpus_study():
+    """The study's runs by two GPUs, each below the same run by one, and the difference between the two."""
+    by_one, test = reference("smollm2-dialogsum")
+    by_one = {(run.name, run.config.seed): run for run in by_one}
+    pairs = [(by_one[run.name, run.config.seed], run) for run in runs.collect("smollm2-dialogsum", measured.TWO_GPUS)]
+    assert all(one.config.key == two.config.key for one, two in pairs)
+    scores = [[report.dialogue_scores(run, test)["rouge1"] for run in (two, one)] for one, two in pairs]
+    gaps = [significance.compare(*pair) for pair in scores]
+    rows = pd.concat([report.results([run], test) for pair in pairs for run in pair])
+    rows = rows[["ROUGE-1", "ROUGE-2", "ROUGE-L", "training s"]].rename(index=lambda name: name.partition(" (")[0])
+    rows.insert(0, "GPUs", [run.environment.get("processes", 1) for pair in pairs for run in pair])
+    rows["ROUGE-1 over one GPU"] = "–"
+    corrected = [significance.holm([getattr(gap, name) for gap in gaps]) for name in ("p", "p_equivalent")]
+    for place, (gap, *values) in enumerate(zip(gaps, *corrected, strict=True)):
+        said = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
+        rows.iloc[2 * place + 1, -1] = f"{said}: {comparison.verdict(*values)}"
+    about = "\n\n".join(made([run.environment for run in some]) for some in zip(*pairs, strict=True))
+    return f"{report.to_markdown(rows)}\n\n`{report.signature(test)}`\n\n{about}"
+
+
+GUIDE = {
+    "benchmarks": lambda: report.to_markdown(benchmark.table(measured.records())),
+    "cards": lambda: report.to_markdown(measured.advice(measured.records())),
+    "two-gpus": two_gpus,
+    "two-gpus-study": two_gpus_study,
+}
+TWO_GPUS_FIGURE = measured.TWO_GPUS / "two-gpus.png"
+
+
+@pytest.mark.parametrize("name", GUIDE)
 def test_the_guides_tables_are_those_of_the_benchmarks(name):
-    assert held("GPU_OPTIMIZATION_GUIDE.md", name) == report.to_markdown(guide()[name])
+    assert held("GPU_OPTIMIZATION_GUIDE.md", name) == GUIDE[name](), "run python tests/test_documents.py"
+
+
+def drawn():
+    """A hash over what the figure of two GPUs is drawn from."""
+    content = [(each.name, each.several, each.one, each.predicted) for each in compared()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def test_the_guides_figure_is_that_of_the_benchmarks():
+    assert Image.open(TWO_GPUS_FIGURE).text["Source"] == drawn(), "run python tests/test_documents.py"
+    assert TWO_GPUS_FIGURE.relative_to(data.ROOT).as_posix() in (data.ROOT / "GPU_OPTIMIZATION_GUIDE.md").read_text(
+        "utf-8"
+    )
 
 
 def block(name):
@@ -143,7 +206,8 @@ def test_commands_are_known():
 
 if __name__ == "__main__":
     runs.write_json(measured.FOLDER / "summary.json", measured.summary())
-    blocks = [("GPU_OPTIMIZATION_GUIDE.md", name, report.to_markdown(table)) for name, table in guide().items()]
+    blocks = [("GPU_OPTIMIZATION_GUIDE.md", name, written()) for name, written in GUIDE.items()]
+    figures.several_gpus(compared()).savefig(TWO_GPUS_FIGURE, dpi=110, metadata={"Source": drawn()})
     for name in NAMES:
         folder = runs.OUTPUTS / "reference" / name
         results.write(*reference(name), folder)

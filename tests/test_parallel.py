@@ -20,6 +20,7 @@ from dialogue_summarization import (
     figures,
     fitting,
     hardware,
+    measured,
     models,
     parallel,
     processes,
@@ -175,9 +176,9 @@ def test_the_benchmark_measures_the_same_training_by_two(places, said):
         assert one["parameters"] == two["parameters"] and one["batch_size"] == two["batch_size"] == 4
         assert "all_reduce_milliseconds" not in one
         assert ("all_reduce_milliseconds" in two) == (not two["sharded"])
-    compared = scaling.comparisons(folder / "measured")
+    compared = scaling.comparisons(measured.records(folder / "measured"))
     assert [each.several["name"] for each in compared] == [f"{name}-gpus2" for name in names]
-    assert [each.predicted() is None for each in compared] == [False, True, True]
+    assert [each.predicted is None for each in compared] == [False, True, True]
     table = scaling.measured(compared)
     assert list(table["GPUs"]) == [2, 2, 2] and list(table["predicted"] == "–") == [False, True, True]
     assert len(figures.several_gpus(compared).axes[0].get_yticklabels()) == 3
@@ -220,21 +221,47 @@ def test_scaling_by_hand():
     })  # fmt: skip
 
 
-def test_measured_speed_beside_the_predicted_by_hand(tmp_path):
+def test_measured_speed_beside_the_predicted_by_hand():
     common = {"model": "smollm2", "method": "full", "fast": True, "sharded": False, "trainable_parameters": 250 * 10**6}
-    common |= {"peak_memory_bytes": scaling.GIB, "peak_memory_bytes_each": [scaling.GIB]}
-    records = (
-        {"gpus": 1, "batch_size": 32, "samples_per_second": 400.0, "step_milliseconds": 80.0},
-        {"gpus": 1, "batch_size": 16, "samples_per_second": 320.0, "step_milliseconds": 50.0},
+    common |= {"peak_memory_bytes_each": [scaling.GIB]}
+    records = {
+        "a": {"gpus": 1, "batch_size": 32, "samples_per_second": 400.0, "step_milliseconds": 80.0, "losses": [2.0, 1.5]},
+        "a-batch16": {"gpus": 1, "batch_size": 16, "samples_per_second": 320.0, "step_milliseconds": 50.0},
         # 10^9 bytes over 2 GPUs at 40 GB/s: 25 ms behind a step of 50 ms.
-        {"gpus": 2, "batch_size": 32, "samples_per_second": 420.0, "step_milliseconds": 76.2,
-         "all_reduce_milliseconds": 25.0, "bus_gigabytes": 40.0},
-        {"gpus": 1, "batch_size": 64, "samples_per_second": 400.0, "step_milliseconds": 160.0, "fast": False},
-    )  # fmt: skip
-    for number, record in enumerate(records):
-        (tmp_path / f"{number}.json").write_text(json.dumps(common | record), encoding="utf-8")
-    (found,) = scaling.comparisons(tmp_path)
+        "a-gpus2": {"gpus": 2, "batch_size": 32, "samples_per_second": 420.0, "step_milliseconds": 76.2,
+                    "all_reduce_milliseconds": 25.0, "bus_gigabytes": 40.0, "losses": [2.25, 1.5]},
+        "a-plain": {"gpus": 1, "batch_size": 32, "samples_per_second": 40.0, "step_milliseconds": 800.0, "fast": False},
+    }  # fmt: skip
+    records = {name: common | {"name": name} | record for name, record in records.items()}
+    (found,) = scaling.comparisons(records)
     assert found.times == pytest.approx(1.05)
-    assert found.predicted() == pytest.approx(2 * 320 * 50 / 75)
+    assert found.predicted == pytest.approx(2 * 320 * 50 / 75)
     assert scaling.bus_gigabytes(10**9, 2, 0.025) == pytest.approx(40)
-    assert scaling.measured([found]).iloc[0]["predicted"] == "427"
+    row = scaling.measured([found]).iloc[0]
+    assert list(row[["predicted", "share alone, ms", "exchange, ms", "peak GiB each"]]) == [
+        "427",
+        "50.0",
+        "25.0",
+        "1.0",
+    ]
+    assert scaling.sentences([found]) == [
+        "SmolLM2-135M, full, fast: 2 GPUs are 1.05 times as fast as one; losses differ by 0.2500 nats at most. A GPU's "
+        "share alone takes 50.0 ms, the whole batch 80.0: without any exchange it would be 1.60 times. With the exchange "
+        "1.07 times are predicted, of which 98% are reached."
+    ]
+
+    def said(**changed):
+        (each,) = scaling.comparisons({name: records[name] | changed.get(name, {}) for name in ("a", "a-gpus2")})
+        assert each.predicted is None
+        return scaling.measured([each]).iloc[0]["samples/s on one"], *scaling.sentences([each])
+
+    assert said()[1].endswith("Nothing is predicted: a step of one GPU's share was not measured.")
+    del records["a"]["samples_per_second"]
+    lacks = {"gib": 42, "failed": "NotEnoughMemory: no"}
+    assert said(a=lacks, **{"a-gpus2": {"gib": 42, "sharded": True}}) == (
+        "out of memory",
+        "SmolLM2-135M, full, FSDP: 42 GiB of one GPU do not hold it; 2 GPUs train on 420 samples a second.",
+    )
+    (alone,) = scaling.comparisons({"a-gpus2": records["a-gpus2"]})
+    assert scaling.sentences([alone]) == ["SmolLM2-135M, full, fast: not measured on one GPU."]
+    assert scaling.measured([alone]).iloc[0]["times"] == "–" and scaling.measured([]).empty

@@ -91,3 +91,8 @@ def table(free: int) -> str:
     ]
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in (heads, *rows))
+
+
+def title(model: str) -> str:
+    """What a model of module `benchmark` is called in tables: smollm2, or a FLAN-T5 shape as t5-base."""
+    return {"smollm2": "SmolLM2-135M"}.get(model, f"FLAN-{model.title().replace('Xl', 'XL')}'s shape")

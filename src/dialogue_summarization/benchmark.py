@@ -11,7 +11,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainingArguments
 
 from . import data, experiments, growth, hardware, models, processes, runs, scaling, shapes, small_cards, whole_study
+from .base_models import title
 from .experiments import Generation, Settings
 from .generation import summarize
 from .parallel import exchange_seconds, is_sharded, trainer_class
@@ -249,15 +250,14 @@ def _fresh(model: str, method: str) -> models.Model:
     return build(Entry("", model, method))
 
 
-def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
-    """The committed measurements of training on one device, a row each."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+def table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The measurements of training on one device, a row each, of records as `measured.records` reads them."""
     rows = [
         {
             "model": title(entry["model"]),
             "run": entry["method"],
             "batch": entry["batch_size"],
-            "steps": "fast" if entry["fast"] else "plain",
+            "steps": scaling.steps(entry),
             "samples/s": round(entry["samples_per_second"]),
             "ms a step": round(entry["step_milliseconds"]),
             "peak GiB": f"{entry['peak_memory_bytes'] / hardware.GIB:.1f}",
@@ -265,18 +265,13 @@ def table(folder: Path = runs.OUTPUTS / "benchmarks") -> pd.DataFrame:
             "compiling s": round(entry["warm_up_seconds"]) if entry["fast"] else "–",
             "device": entry["device"],
         }
-        for entry in found
+        for entry in found.values()
         if "step_milliseconds" in entry and entry.get("gpus", 1) == 1
     ]
     if not rows:
         return pd.DataFrame()
     order = ["model", "run", "steps"]
     return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False]).set_index("model")
-
-
-def title(model: str) -> str:
-    """What a model of `Entry` is called in tables."""
-    return {"smollm2": "SmolLM2-135M"}.get(model, f"FLAN-{model.title()}'s shape")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

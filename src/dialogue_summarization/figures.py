@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from . import costs
+from .base_models import title
 from .report import HEADINGS, label
 from .runs import Run
 from .scaling import Comparison
@@ -121,31 +122,49 @@ def standings(systems: Sequence[System], measure: str = "rougeL") -> Figure:
 def several_gpus(found: Sequence[Comparison]) -> Figure:
     """Samples a second on one GPU and on several, beside the prediction; and the losses of both, on top of one another.
 
-    Of those comparisons that one GPU made with the same effective batch.
+    Of those comparisons that one GPU made with the same effective batch; losses in a panel a model.
     """
     found = [each for each in found if each.times is not None]
-    figure, (left, right) = panels(2, width=5.6, height=0.5 * len(found) + 2.2)
-    places = np.arange(len(found))
-    for offset, colour, name, records in (
-        (-0.18, "#9a9a9a", "1 GPU", [each.one for each in found]),
-        (0.18, "#1b3a6b", f"{found[0].several['gpus']} GPUs", [each.several for each in found]),
-    ):
-        rates = [record["samples_per_second"] for record in records]
-        left.barh(places + offset, rates, 0.36, color=colour, label=name)
-    predicted = [(place + 0.18, rate) for place, each in enumerate(found) if (rate := each.predicted())]
-    if predicted:
-        heights, rates = zip(*predicted, strict=True)
-        left.scatter(rates, heights, marker="D", color="#f0b94a", edgecolors="black", label="predicted", zorder=3)
-    left.set_yticks(places, [each.name for each in found])
-    left.set(xlabel="samples a second", title="Speed, the same effective batch")
-    left.invert_yaxis()
-    left.legend(frameon=False)
-    for each, colour in zip(found, list(COLOURS.values()) * len(found), strict=False):
-        for record, style in ((each.one, {}), (each.several, {"linestyle": "none", "marker": "o", "markersize": 4})):
-            steps = record["steps_a_loss"] * (1 + np.arange(len(record["losses"])))
-            label = None if style else each.name
-            right.plot(steps, record["losses"], color=colour, label=label, **style)
-    right.set(xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)",
-              title="Loss: 1 GPU (lines), several (points)")  # fmt: skip
-    right.legend(frameon=False, fontsize="small")
+    by_model: dict[str, list[Comparison]] = {}
+    for each in found:
+        by_model.setdefault(each.several["model"], []).append(each)
+    figure, (first, *others) = panels(width=7.5, height=0.3 * len(found) + 2.2, rows=1 + len(by_model))
+    _speed(first, found)
+    for ax, (model, some) in zip(others, by_model.items(), strict=True):
+        _losses(ax, some)
+        ax.set(title=f"{title(model)}: loss on 1 GPU (lines) and several (markers)",
+               xlabel="step of the optimizer", ylabel="cross-entropy a token (nats)")  # fmt: skip
     return figure
+
+
+def _speed(ax: plt.Axes, found: Sequence[Comparison]) -> None:
+    places = np.arange(len(found))
+    counts = sorted({each.several["gpus"] for each in found})
+    for offset, colour, name, records in (
+        (-0.19, "#a9c0e0", "1 GPU", [each.one for each in found]),
+        (0.19, "#1b3a6b", f"{' or '.join(map(str, counts))} GPUs", [each.several for each in found]),
+    ):
+        bars = ax.barh(places + offset, [one["samples_per_second"] for one in records], 0.36, color=colour, label=name)
+        ax.bar_label(
+            bars, fmt="{:.0f}", label_type="center", fontsize="small", color="white" if offset > 0 else "black"
+        )
+    predicted = [(each.predicted, place + 0.19) for place, each in enumerate(found) if each.predicted]
+    if predicted:
+        ax.scatter(*zip(*predicted, strict=True), marker="D", color="#f0b94a", edgecolors="black", label="predicted",
+                   zorder=3)  # fmt: skip
+    ax.set_yticks(places, [each.name.replace(", ", "\n", 1) for each in found])
+    ax.set(xlabel="samples a second", title="Speed, the same dialogues a step")
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _losses(ax: plt.Axes, found: Sequence[Comparison]) -> None:
+    for each in found:
+        method, plain = each.several["method"], not each.several["fast"]
+        style = {"color": COLOURS.get(method, "#3f7f5f")}
+        points = {"linestyle": "none", "marker": MARKERS.get(method, "o"), "fillstyle": "none" if plain else "full"}
+        for record, more in ((each.one, {"linestyle": "--" if plain else "-"}), (each.several, points)):
+            steps = record["steps_a_loss"] * (1 + np.arange(len(record["losses"])))
+            label = each.name.partition(", ")[2] if record is each.one else None
+            ax.plot(steps, record["losses"], label=label, **style, **more)
+    ax.legend(frameon=False)

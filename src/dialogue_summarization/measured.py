@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from . import benchmark, experiments, figures, memory, models, runs, small_cards, whole_study
+from .base_models import title
 from .memory import GIB, Lengths, Shape
 from .runs import Run
 
 FOLDER = runs.OUTPUTS / "benchmarks"
+TWO_GPUS = FOLDER / "two-gpus"  # what was measured on two GPUs, and on one beside it
 RUNS = (("smollm2", "full"), ("smollm2", "lora-balanced"), ("t5-base", "full"), ("t5-base", "lora-balanced"))
 DIALOGSUM = Lengths(1024, 248, 278, 115)  # of all 12,460 training pairs, in SmolLM2's tokens
 LENGTHS = {"smollm2": DIALOGSUM, "t5-base": replace(DIALOGSUM, prompt=512)}  # where the experiments cut prompts
@@ -61,7 +63,7 @@ def gains(found: dict[str, Any]) -> pd.DataFrame:
         )  # seconds of the warm-up that were training
         pays = (fast["warm_up_seconds"] - trained) / (1 / rates[0] - 1 / rates[1])
         rows.append({
-            "model": benchmark.title(fast["model"]),
+            "model": title(fast["model"]),
             "run": fast["method"],
             "plain, samples/s": round(rates[0]),
             "fast, samples/s": round(rates[1]),
@@ -126,7 +128,7 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
             plan = memory.plan(int(gib * GIB), small_cards.BATCH_SIZE, known, LENGTHS[model], packed=packed)
             plan = memory.Plan(**run["planned"]) if "planned" in run else plan
             rows.append({
-                "model": benchmark.title(model),
+                "model": title(model),
                 "run": method,
                 "card GiB": f"{gib:g}",
                 "at once × accumulated": f"{plan.micro_batch} × {plan.accumulation}",
@@ -165,7 +167,7 @@ def parts(at_once: int = 2) -> pd.DataFrame:
     for model, method in RUNS:
         known = shape(model, method)
         rows.append({
-            "model": benchmark.title(model),
+            "model": title(model),
             "run": method,
             "weights": known.weight_bytes,
             "gradients": 4 * known.trained,
@@ -231,7 +233,7 @@ def growth_figure(record: dict[str, Any]) -> Figure:
     with_memory = any("peak_memory_bytes" in point for point in done)
     figure, axes = figures.panels(4, width=3, height=2.6, rows=1 + with_memory)
     peak = next((rate for card, rate in benchmark.PEAK_FLOPS.items() if card in record["device"]), None)
-    for column, (question, title) in enumerate(QUESTIONS.items()):
+    for column, (question, called) in enumerate(QUESTIONS.items()):
         some = [point for point in done if point["question"] == question]
         values = [point["value"] for point in some]
         places = range(len(values)) if question == "model" else values
@@ -250,7 +252,7 @@ def growth_figure(record: dict[str, Any]) -> Figure:
             below.set(ylim=(0, None))
             shown.append(below)
         for ax in shown:
-            ax.set(xlabel=title)
+            ax.set(xlabel=called)
             if question == "model":
                 ax.set_xticks(places, values)
     axes[0].set(ylabel="seconds a step")

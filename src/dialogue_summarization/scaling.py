@@ -5,16 +5,16 @@ it, as `parallel.average_gradients` does it (DDP hides a part behind the backwar
 records of module `benchmark`.
 """
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from .base_models import GIB, title
+
 GB = 1e9
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,19 @@ class Comparison:
     @property
     def name(self) -> str:
         """What was trained, and how."""
-        model = {"smollm2": "SmolLM2-135M"}.get(self.several["model"], f"{self.several['model'].upper()}'s shape")
-        return f"{model}, {self.several['method']}, {steps_of(self.several)}"
+        return f"{title(self.several['model'])}, {self.several['method']}, {steps(self.several)}"
 
-    def predicted(self, link: Link | None = None) -> float | None:
-        """Samples a second by `efficiency`, over a link or, where it is None, at the bandwidth that was measured.
+    @property
+    def predicted(self) -> float | None:
+        """Samples a second by `efficiency`, at the bandwidth that was measured.
 
         None where a step of one GPU's share was not measured, or weights are divided (what is exchanged then is not the
         gradients alone).
         """
-        if self.share is None or self.several["sharded"]:
+        if "samples_per_second" not in (self.share or {}) or self.several["sharded"]:
             return None
         number = self.several["gpus"]
-        link = link or Link("measured", self.several["bus_gigabytes"])
+        link = Link("measured", self.several["bus_gigabytes"])
         size = 4 * self.several["trainable_parameters"]
         reached = efficiency(self.share["step_milliseconds"] / 1000, size, number, link)
         return number * self.share["samples_per_second"] * reached
@@ -118,59 +118,94 @@ class Comparison:
     @property
     def times(self) -> float | None:
         """How many times one GPU's samples a second were reached, with the same effective batch."""
-        if self.one is None or "failed" in self.one:
+        if "samples_per_second" not in (self.one or {}):
             return None
         return self.several["samples_per_second"] / self.one["samples_per_second"]
 
 
-def steps_of(record: Mapping[str, Any]) -> str:
+def steps(record: Mapping[str, Any]) -> str:
     """How a record's steps were made: fast (compiled), plain, or with weights divided among the GPUs."""
-    return "FSDP" if record["sharded"] else "fast" if record["fast"] else "plain"
+    return "FSDP" if record.get("sharded") else "fast" if record["fast"] else "plain"
 
 
-def comparisons(folder: Path) -> list[Comparison]:
-    """The records of training on several GPUs in a folder, each with those of one that belong to it."""
-    records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-    trained = [record for record in records if "gpus" in record and "model" in record]
+def comparisons(records: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
+    """The records of training on several GPUs, each with those of one that belong to it.
 
-    def alone(like: Mapping[str, Any], batch_size: int) -> Mapping[str, Any] | None:
-        for record in trained:
-            same = all(record[name] == like[name] for name in ("model", "method"))
-            same = same and record.get("fast", False) == like["fast"] and record.get("gib") == like.get("gib")
-            if same and record["gpus"] == 1 and record["batch_size"] == batch_size:
-                return record
-        return None
+    Args:
+        records: By name, as `measured.records` reads them. What is behind an entry's name, `-batch16` and `-gpus2`,
+            tells its records apart.
+    """
+    trained = [record for record in records.values() if {"gpus", "model", "batch_size"} <= record.keys()]
+
+    def alone(like: Mapping[str, Any], parts: int) -> Mapping[str, Any] | None:
+        wanted = (_entry(like), 1, like["batch_size"] // parts)
+        found = (record for record in trained if (_entry(record), record["gpus"], record["batch_size"]) == wanted)
+        return next(found, None)
 
     several = [record for record in trained if record["gpus"] > 1 and "failed" not in record]
-    return [
-        Comparison(record, alone(record, record["batch_size"]), alone(record, record["batch_size"] // record["gpus"]))
-        for record in sorted(several, key=lambda one: (one["model"], one["method"], not one["fast"], one["batch_size"]))
-    ]
+    several.sort(key=lambda one: (one["model"], one["method"], not one["fast"], one["batch_size"], one["gpus"]))
+    return [Comparison(record, alone(record, 1), alone(record, record["gpus"])) for record in several]
+
+
+def _entry(record: Mapping[str, Any]) -> str:
+    return re.sub(r"(-batch\d+)?(-gpus\d+)?$", "", record["name"])
 
 
 def measured(found: Sequence[Comparison]) -> pd.DataFrame:
-    """A row a comparison: samples a second measured and predicted, the exchange, and each card's peak."""
+    """A row a comparison: samples a second on one GPU, on several and predicted, the exchange, and each card's peak."""
     rows = []
     for each in found:
-        several, one = each.several, each.one
-        alone = "–" if one is None else "out of memory" if "failed" in one else f"{one['samples_per_second']:.0f}"
-        peaks = [peak / GIB for peak in several["peak_memory_bytes_each"] if peak]
+        several, one = each.several, each.one or {}
+        failed = "out of memory" if "failed" in one else None
         rows.append({
-            "trained": each.name,
+            "model": title(several["model"]),
+            "run": several["method"],
             "batch": several["batch_size"],
+            "steps": steps(several),
             "GPUs": several["gpus"],
-            "samples/s, 1 GPU": alone,
-            "samples/s": f"{several['samples_per_second']:.{0 if several['samples_per_second'] >= 100 else 1}f}",
-            "times": "–" if each.times is None else f"{each.times:.2f}",
-            "predicted": _number(each.predicted(), ".0f"),
-            "at NVLink's peak": _number(each.predicted(LINKS[0]), ".0f"),
-            "exchange ms": _number(several.get("all_reduce_milliseconds"), ".2f"),
-            "GB/s": _number(several.get("bus_gigabytes"), ".0f"),
-            "peak GiB a card": ", ".join(f"{peak:.1f}" for peak in peaks),
-            "one card": "–" if one is None or "failed" in one else f"{one['peak_memory_bytes'] / GIB:.1f}",
+            "samples/s on one": failed or _number(one.get("samples_per_second")),
+            "samples/s": _number(several["samples_per_second"]),
+            "times": _number(each.times, 2),
+            "predicted": _number(each.predicted),
+            "ms a step": _number(several["step_milliseconds"], 1),
+            "share alone, ms": _number((each.share or {}).get("step_milliseconds"), 1),
+            "exchange, ms": _number(several.get("all_reduce_milliseconds"), 2),
+            "peak GiB on one": _gib(one.get("peak_memory_bytes_each", ())),
+            "peak GiB each": _gib(several["peak_memory_bytes_each"]),
         })  # fmt: skip
-    return pd.DataFrame(rows).set_index("trained")
+    return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "–" if value is None else format(value, spec)
+def sentences(found: Sequence[Comparison]) -> list[str]:
+    """Each comparison in plain English: what several GPUs bring, and the prediction beside it."""
+    return [f"{each.name}: {_said(each)}" for each in found]
+
+
+def _said(each: Comparison) -> str:
+    several, one = each.several, each.one or {}
+    gpus, rate = several["gpus"], several["samples_per_second"]
+    if "failed" in one:
+        room = f"{several['gib']:g} GiB of one GPU do" if "gib" in several else "one GPU does"
+        return f"{room} not hold it; {gpus} GPUs train on {_number(rate)} samples a second."
+    if each.times is None:
+        return "not measured on one GPU."
+    apart = max(abs(mine - theirs) for mine, theirs in zip(several["losses"], one["losses"], strict=True))
+    said = f"{gpus} GPUs are {each.times:.2f} times as fast as one; losses differ by {apart:.4f} nats at most. "
+    if each.predicted is None:
+        unknown = "what divided weights exchange" if several["sharded"] else "a step of one GPU's share"
+        return f"{said}Nothing is predicted: {unknown} was not measured."
+    alone, whole = each.share["step_milliseconds"], one["step_milliseconds"]
+    return (
+        f"{said}A GPU's share alone takes {alone:.1f} ms, the whole batch {whole:.1f}: with nothing to exchange it would "
+        f"be {whole / alone:.2f} times. With the exchange {each.predicted / one['samples_per_second']:.2f} times are "
+        f"predicted, of which {rate / each.predicted:.0%} are reached."
+    )
+
+
+def _number(value: float | None, digits: int | None = None) -> str:
+    """With so many digits; left to the size of the value where it is None."""
+    return "–" if value is None else format(value, f".{(0 if value >= 20 else 1) if digits is None else digits}f")
+
+
+def _gib(peaks: Sequence[int | None]) -> str:
+    return _number(max((peak for peak in peaks if peak), default=0) / GIB or None, 1)
