@@ -225,7 +225,7 @@ def test_measured_speed_beside_the_predicted_by_hand():
     common = {"model": "smollm2", "method": "full", "fast": True, "sharded": False, "trainable_parameters": 250 * 10**6}
     common |= {"peak_memory_bytes_each": [scaling.GIB]}
     records = {
-        "a": {"gpus": 1, "batch_size": 32, "samples_per_second": 400.0, "step_milliseconds": 80.0, "losses": [2.0, 1.5]},
+        "a": {"gpus": 1, "batch_size": 32, "samples_per_second": 400.0, "step_milliseconds": 80.0, "losses": [2, 1.5]},
         "a-batch16": {"gpus": 1, "batch_size": 16, "samples_per_second": 320.0, "step_milliseconds": 50.0},
         # 10^9 bytes over 2 GPUs at 40 GB/s: 25 ms behind a step of 50 ms.
         "a-gpus2": {"gpus": 2, "batch_size": 32, "samples_per_second": 420.0, "step_milliseconds": 76.2,
@@ -241,13 +241,13 @@ def test_measured_speed_beside_the_predicted_by_hand():
     assert list(row[["predicted", "share alone, ms", "exchange, ms", "peak GiB each"]]) == [
         "427",
         "50.0",
-        "25.0",
+        "25.00",
         "1.0",
     ]
     assert scaling.sentences([found]) == [
         "SmolLM2-135M, full, fast: 2 GPUs are 1.05 times as fast as one; losses differ by 0.2500 nats at most. A GPU's "
-        "share alone takes 50.0 ms, the whole batch 80.0: without any exchange it would be 1.60 times. With the exchange "
-        "1.07 times are predicted, of which 98% are reached."
+        "share alone takes 50.0 ms, the whole batch 80.0: with nothing to exchange 1.60 times were the most. With the "
+        "exchange 1.07 times are predicted, of which 98% are reached."
     ]
 
     def said(**changed):

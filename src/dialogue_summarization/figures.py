@@ -140,14 +140,12 @@ def several_gpus(found: Sequence[Comparison]) -> Figure:
 def _speed(ax: plt.Axes, found: Sequence[Comparison]) -> None:
     places = np.arange(len(found))
     counts = sorted({each.several["gpus"] for each in found})
-    for offset, colour, name, records in (
-        (-0.19, "#a9c0e0", "1 GPU", [each.one for each in found]),
-        (0.19, "#1b3a6b", f"{' or '.join(map(str, counts))} GPUs", [each.several for each in found]),
+    for offset, colour, ink, name, records in (
+        (-0.19, "#a9c0e0", "black", "1 GPU", [each.one for each in found]),
+        (0.19, "#1b3a6b", "white", f"{' or '.join(map(str, counts))} GPUs", [each.several for each in found]),
     ):
         bars = ax.barh(places + offset, [one["samples_per_second"] for one in records], 0.36, color=colour, label=name)
-        ax.bar_label(
-            bars, fmt="{:.0f}", label_type="center", fontsize="small", color="white" if offset > 0 else "black"
-        )
+        ax.bar_label(bars, fmt="{:.0f}", label_type="center", fontsize="small", color=ink)
     predicted = [(each.predicted, place + 0.19) for place, each in enumerate(found) if each.predicted]
     if predicted:
         ax.scatter(*zip(*predicted, strict=True), marker="D", color="#f0b94a", edgecolors="black", label="predicted",

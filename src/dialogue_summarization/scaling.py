@@ -195,10 +195,11 @@ def _said(each: Comparison) -> str:
         unknown = "what divided weights exchange" if several["sharded"] else "a step of one GPU's share"
         return f"{said}Nothing is predicted: {unknown} was not measured."
     alone, whole = each.share["step_milliseconds"], one["step_milliseconds"]
+    expected = each.predicted / one["samples_per_second"]
     return (
-        f"{said}A GPU's share alone takes {alone:.1f} ms, the whole batch {whole:.1f}: with nothing to exchange it would "
-        f"be {whole / alone:.2f} times. With the exchange {each.predicted / one['samples_per_second']:.2f} times are "
-        f"predicted, of which {rate / each.predicted:.0%} are reached."
+        f"{said}A GPU's share alone takes {alone:.1f} ms, the whole batch {whole:.1f}: with nothing to exchange "
+        f"{whole / alone:.2f} times were the most. With the exchange {expected:.2f} times are predicted, of which "
+        f"{rate / each.predicted:.0%} are reached."
     )
 
 
