@@ -1,5 +1,7 @@
 """Batches of fixed shapes and packed attention are the plain step, only faster. On a GPU, CUDA graphs too."""
 
+import copy
+
 import pytest
 import torch
 from conftest import tiny_network, tiny_rows
@@ -91,3 +93,40 @@ def test_graphs_replay_the_same_gradients(tiny):
         for weight, theirs in zip(network.parameters(), expected, strict=True):
             torch.testing.assert_close(weight.grad, theirs, atol=1e-3, rtol=1e-2)
     assert len(graphs._graphs) == 1
+
+
+def test_t5_prepared_has_the_loss_and_gradients_of_plain_steps():
+    """Its attention kernel apart, which is a card's: see test_biased_attention."""
+    network = models.adapt(tiny_network("t5"), experiments.method("lora-balanced")).train()
+    for name, weight in network.named_parameters():
+        if "lora_B" in name:  # 0 at first, which would hide what A does
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    plain = copy.deepcopy(network)
+    fast.prepare(network, None)
+    assert any(module._compiled_call_impl for module in network.modules())
+    chosen = torch.Generator().manual_seed(0)
+    for tokens in (32, 48):
+        ids = torch.randint(5, 90, (4, tokens), generator=chosen)
+        seen = torch.arange(tokens) < torch.tensor([tokens, 20, 9, 3])[:, None]
+        batch = {
+            "input_ids": ids,
+            "attention_mask": seen,
+            "decoder_input_ids": ids[:, :16],
+            "labels": ids[:, 1:17].contiguous(),
+        }
+        losses, slopes = [], []
+        for one in (network, plain):
+            one.zero_grad()
+            loss = one(**batch, use_cache=False).loss
+            loss.backward()
+            losses.append(loss.item())
+            slopes.append([weight.grad for weight in one.parameters() if weight.requires_grad])
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        for ours, theirs in zip(*slopes, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with fast.eager(network):
+        assert not any(module._compiled_call_impl for module in network.modules())
+    assert any(module._compiled_call_impl for module in network.modules())

@@ -205,7 +205,7 @@ class StepGraphs:
     def __init__(self, step: Callable[[dict[str, Any], torch.Tensor], torch.Tensor], network: torch.nn.Module) -> None:
         self._step = step
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
-        self._gradients = [torch.zeros_like(weight) for weight in self._weights]
+        self._gradients: list[torch.Tensor] = []
         self._seen: dict[tuple, int] = {}
         self._graphs: dict[tuple, tuple] = {}
         self._pool, self._stream = torch.cuda.MemPool(), torch.cuda.Stream()  # a pool's memory belongs to a stream
@@ -236,6 +236,9 @@ class StepGraphs:
         for weight in self._weights:
             weight.grad = None
         loss = self._step(inputs, items)
+        if not self._gradients:
+            self._weights = [weight for weight in self._weights if weight.grad is not None]  # PEGASUS' positions get none
+            self._gradients = [torch.empty_like(weight) for weight in self._weights]
         torch._foreach_copy_(self._gradients, [weight.grad for weight in self._weights])
         self._point_gradients()
         return loss

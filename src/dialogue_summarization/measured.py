@@ -74,6 +74,20 @@ def gains(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
 
 
+def tried(folder: Path = FOLDER) -> pd.DataFrame:
+    """What was tried for T5's steps on the way, a row each, and what stayed."""
+    kept = {name: one for name, one in records(folder).items() if name in ("t5-base-full", "t5-base-lora")}
+    steps = "norms and feed-forward layers compiled, attention in a kernel, graphs: what stayed"
+    rows = [*records(folder / "tried").values(), *(one | {"what": steps} for one in kept.values())]
+    return pd.DataFrame([{
+        "run": one["method"],
+        "steps": one["what"],
+        "samples/s": round(one["samples_per_second"]),
+        "peak GiB": f"{one['peak_memory_bytes'] / GIB:.1f}",
+        "warm-up s": round(one["warm_up_seconds"]),
+    } for one in rows]).sort_values(["run", "samples/s"]).set_index("run")  # fmt: skip
+
+
 def gains_figure(table: pd.DataFrame) -> Figure:
     """`gains` as bars."""
     figure, (ax,) = figures.panels(width=7.5, height=0.7 * len(table) + 1)
