@@ -138,6 +138,7 @@ def two_gpus_study():
 GUIDE = {
     "benchmarks": lambda: report.to_markdown(benchmark.table(measured.records())),
     "cards": lambda: report.to_markdown(measured.advice(measured.records())),
+    "tried": lambda: report.to_markdown(measured.tried()),
     "two-gpus": two_gpus,
     "two-gpus-study": two_gpus_study,
 }

@@ -237,7 +237,8 @@ class StepGraphs:
             weight.grad = None
         loss = self._step(inputs, items)
         if not self._gradients:
-            self._weights = [weight for weight in self._weights if weight.grad is not None]  # PEGASUS' positions get none
+            # PEGASUS' positions get none.
+            self._weights = [weight for weight in self._weights if weight.grad is not None]
             self._gradients = [torch.empty_like(weight) for weight in self._weights]
         torch._foreach_copy_(self._gradients, [weight.grad for weight in self._weights])
         self._point_gradients()
