@@ -97,5 +97,5 @@ def test_peak_memory_sees_what_was_allocated():
     with hardware.PeakMemory() as small:
         pass
     with hardware.PeakMemory() as large:
-        torch.ones(50_000_000).sum()
-    assert large.bytes - small.bytes > 150_000_000
+        torch.ones(200_000_000).sum()
+    assert large.bytes - small.bytes > 500_000_000  # of 800: meanwhile the process may give back what others used

@@ -62,6 +62,7 @@ def test_all_notebooks_run_and_are_kept_as_html(studied):
         assert re.search(rf"^{run} .*\d\.\d{{3}} \[", done.stdout, re.MULTILINE), done.stdout
 
 
+@pytest.mark.parametrize("studied", ["llama"], indirect=True)  # a minute each; the family changes nothing here
 def test_a_second_study_loads_what_is_done(studied):
     folder, arguments, _ = studied
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-0/metrics.json")}
