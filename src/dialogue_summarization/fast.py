@@ -144,7 +144,7 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
                 module.cast_input_dtype_enabled = False  # to fp32, for autocast to cast it back
         return
     for block in blocks(network):
-        # Padded batches come in more shapes than packed ones.
+        # Padded batches come in more shapes than packed ones, and adapters take minutes to compile for any shape.
         block.compile(dynamic=True if attention is None else None)
 
 
