@@ -185,13 +185,18 @@ def test_figures_show_what_the_records_hold(sweep_folder):
     drawn = figure.axes[0].containers[0].lines[0]
     rank_1 = table[(table["rank"] == 1) & (table["targets"] == "all linear") & (table["alpha"] == 32)]
     assert list(drawn.get_xdata()) == sorted(GRID_RATES)
-    assert list(drawn.get_ydata()) == pytest.approx(rank_1.groupby("learning_rate")["eval_loss"].mean().tolist())
+    losses = rank_1.sort_values("learning_rate").groupby("seed")["eval_loss"].apply(list)
+    assert list(drawn.get_ydata()) == losses[0] != losses[1]
+    bars = figure.axes[0].containers[0].lines[2][0].get_segments()
+    assert [bar[1][1] for bar in bars] == pytest.approx(np.max(list(losses), axis=0).tolist())
     ranks = sweep_figures.over_rank(table)
     assert len(ranks.axes[0].containers) == 4 and [text.get_text() for text in ranks.axes[0].get_xticklabels()] == [
         "1", "4", "16", "64", "128"
     ]  # fmt: skip
     curve = sweep_figures.over_data(sweep_report.shares(sweep_report.tested(sweep_folder, "data")))
-    assert [list(line.lines[0].get_xdata()) for line in curve.axes[0].containers] == [[125, 12_460]] * 2
+    drawn = [line.lines[0].get_xdata().tolist() for line in curve.axes[0].containers]
+    assert [text.get_text() for text in curve.axes[0].get_xticklabels()] == ["125", "12,460"]
+    assert np.log(drawn) == pytest.approx(np.log([[125, 12_460]] * 2), abs=0.05)
 
 
 def test_a_damaged_record_is_named(sweep_folder, tmp_path):

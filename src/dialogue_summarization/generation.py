@@ -76,7 +76,7 @@ def generation_config(model: Model, generation: Generation, sampling: Sampling |
         pad_token_id=model.tokenizer.pad_token_id,
         max_new_tokens=generation.max_new_tokens,
         num_beams=generation.num_beams,
-        length_penalty=generation.length_penalty,
+        length_penalty=generation.length_penalty if generation.num_beams > 1 else 1.0,  # or generate warns
         do_sample=sampling is not None,
         disable_compile=True,  # of a cache of fixed size generate would make an occasion to compile the model
     )

@@ -1,4 +1,8 @@
-"""Figures of a sweep: over learning rate, over rank, over the number of training dialogues."""
+"""Figures of a sweep: over learning rate, over rank, over the number of training dialogues.
+
+Some points have several seeds, each with its own sample of dialogues. Lines go through the seed that every point has,
+so that they compare; bars go from the lowest to the highest of all seeds.
+"""
 
 import numpy as np
 import pandas as pd
@@ -17,10 +21,7 @@ MEASURES = {"eval_loss": "validation loss (nats a token)", "rougeL": "validation
 
 
 def over_learning_rate(table: pd.DataFrame, targets: str = "all linear") -> Figure:
-    """Validation loss and ROUGE-L over the learning rate, a line a rank and one for full fine-tuning.
-
-    Means over seeds; a bar goes from the lowest to the highest where there are several.
-    """
+    """Validation loss and ROUGE-L over the learning rate, a line a rank and one for full fine-tuning."""
     figure, both = panels(2, width=5.2)
     chosen = table[(table["targets"] == targets) & (table["alpha"] == ALPHA)]
     ranks = sorted(chosen["rank"].unique())
@@ -34,7 +35,7 @@ def over_learning_rate(table: pd.DataFrame, targets: str = "all linear") -> Figu
                 _line(ax, points, "learning_rate", measure, label=name, color=colour, marker=marker)
         ax.set(xscale="log", xlabel="learning rate", ylabel=title)
     both[0].set_title(f"LoRA on {targets} layers, and full fine-tuning")
-    both[1].legend(frameon=False, fontsize="small")
+    _legend_beside(both[1])
     return figure
 
 
@@ -49,30 +50,42 @@ def over_rank(table: pd.DataFrame) -> Figure:
             if len(points):
                 _line(ax, points, "rank", measure, label=targets, color=colour, marker=marker)
         if len(full):
-            ax.axhline(full[measure].mean(), color=COLOURS["full"], linestyle="--", label="full")
+            ax.axhline(_first(full)[measure].mean(), color=COLOURS["full"], linestyle="--", label="full")
         ranks = sorted(best["rank"].dropna().unique())
         ax.set(xscale="log", xlabel="rank", ylabel=title)
         ax.set_xticks(ranks, [f"{rank:.0f}" for rank in ranks])
         ax.minorticks_off()
     both[0].set_title("Each at its best learning rate")
-    both[1].legend(frameon=False, fontsize="small")
+    _legend_beside(both[1])
     return figure
 
 
 def over_data(shares: pd.DataFrame, measure: str = "rougeL") -> Figure:
     """Test ROUGE over the number of training dialogues, with 95 % intervals; `shares` is a `sweep_report.shares`."""
     figure, (ax,) = panels()
-    for name, points in shares.groupby("method", sort=False):
+    for number, (name, points) in enumerate(shares.groupby("method", sort=False)):
         errors = np.abs(points[[f"{measure}_low", f"{measure}_high"]].to_numpy().T - points[measure].to_numpy())
-        ax.errorbar(points["dialogues"], points[measure], yerr=errors, label=name, capsize=3,
+        beside = points["dialogues"] * 1.04**number  # or bars would lie on one another
+        ax.errorbar(beside, points[measure], yerr=errors, label=name, capsize=3,
                     color=COLOURS.get(name, "#3f7f5f"), marker=MARKERS.get(name, "o"))  # fmt: skip
     ax.set(xscale="log", xlabel="training dialogues", ylabel=f"test {HEADINGS[measure]}, with 95 % interval")
+    counts = sorted(shares["dialogues"].unique())
+    ax.set_xticks(counts, [f"{count:,}" for count in counts])
+    ax.minorticks_off()
     ax.legend(frameon=False)
     return figure
 
 
+def _legend_beside(ax: plt.Axes) -> None:
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def _line(ax: plt.Axes, points: pd.DataFrame, over: str, measure: str, **style: object) -> None:
-    grouped = points.groupby(over)[measure]
-    mean = grouped.mean()
-    errors = np.stack([mean - grouped.min(), grouped.max() - mean])
-    ax.errorbar(mean.index, mean, yerr=errors, capsize=3, markeredgecolor="black", markeredgewidth=0.5, **style)
+    line = _first(points).set_index(over)[measure].sort_index()
+    seeds = points.groupby(over)[measure]
+    errors = np.stack([line - seeds.min()[line.index], seeds.max()[line.index] - line])
+    ax.errorbar(line.index, line, yerr=errors, capsize=3, markeredgecolor="black", markeredgewidth=0.5, **style)
+
+
+def _first(points: pd.DataFrame) -> pd.DataFrame:
+    return points[points["seed"] == points["seed"].min()]
