@@ -30,6 +30,9 @@ from dialogue_summarization import (
     runs,
     scaling,
     significance,
+    sweep_claims,
+    sweep_figures,
+    sweep_report,
     systems,
 )
 
@@ -135,14 +138,28 @@ def two_gpus_study():
     return f"{report.to_markdown(rows)}\n\n`{report.signature(test)}`\n\n{about}"
 
 
+def swept():
+    """What the grid says of the literature's claims, and the methods' table."""
+    grid, methods = (sweep_report.load(SWEEP, name) for name in ("grid", "methods"))
+    tested = sweep_report.tested(SWEEP, "methods")
+    claims = (sweep_claims.ten_times, sweep_claims.by_rank, sweep_claims.attention_or_mlp, sweep_claims.meets_full)
+    lines = [line for claim in claims for line in claim(grid)] + [sweep_report.variants(tested)[-1]]
+    lines = "\n".join(f"- {line}" for line in lines)
+    columns = ["rate", "ROUGE-1", "ROUGE-2", "ROUGE-L", "over balanced", "verdict", "trained"]
+    table = report.to_markdown(sweep_report.methods(tested, methods)[columns])
+    known = pd.concat([grid, methods])[["date", "device", "commit"]]
+    return f"{lines}\n\n{table}\n\n{made(known.to_dict('records'))}"
+
+
 GUIDE = {
     "benchmarks": lambda: report.to_markdown(benchmark.table(measured.records())),
     "cards": lambda: report.to_markdown(measured.advice(measured.records())),
     "tried": lambda: report.to_markdown(measured.tried()),
+    "choosing": swept,
     "two-gpus": two_gpus,
     "two-gpus-study": two_gpus_study,
 }
-TWO_GPUS_FIGURE = measured.TWO_GPUS / "two-gpus.png"
+SWEEP = runs.OUTPUTS / "reference" / "smollm2-dialogsum" / "sweep"
 
 
 @pytest.mark.parametrize("name", GUIDE)
@@ -150,16 +167,28 @@ def test_the_guides_tables_are_those_of_the_benchmarks(name):
     assert held("GPU_OPTIMIZATION_GUIDE.md", name) == GUIDE[name](), "run python tests/test_documents.py"
 
 
-def drawn():
-    """A hash over what the figure of two GPUs is drawn from."""
-    content = [(each.name, each.several, each.one, each.predicted) for each in compared()]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+FIGURES = {  # what each is drawn from, and how
+    measured.TWO_GPUS / "two-gpus.png": (compared, figures.several_gpus),
+    SWEEP / "rates.png": (lambda: sweep_report.load(SWEEP, "grid"), sweep_figures.over_learning_rate),
+    SWEEP / "ranks.png": (lambda: sweep_report.load(SWEEP, "grid"), sweep_figures.over_rank),
+}
 
 
-def test_the_guides_figure_is_that_of_the_benchmarks():
-    assert Image.open(TWO_GPUS_FIGURE).text["Source"] == drawn(), "run python tests/test_documents.py"
+def drawn(source):
+    """A hash over what a figure is drawn from."""
+    if isinstance(source, pd.DataFrame):
+        content = source.to_json()
+    else:
+        content = json.dumps([(each.name, each.several, each.one, each.predicted) for each in source])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
+def test_the_guides_figures_are_those_of_the_records(path):
+    source, _ = FIGURES[path]
+    assert Image.open(path).text["Source"] == drawn(source()), "run python tests/test_documents.py"
     guide = (data.ROOT / "GPU_OPTIMIZATION_GUIDE.md").read_text("utf-8")
-    assert f"]({TWO_GPUS_FIGURE.relative_to(data.ROOT).as_posix()})" in guide
+    assert f"]({path.relative_to(data.ROOT).as_posix()})" in guide
 
 
 def block(name):
@@ -207,7 +236,8 @@ def test_commands_are_known():
 if __name__ == "__main__":
     runs.write_json(measured.FOLDER / "summary.json", measured.summary())
     blocks = [("GPU_OPTIMIZATION_GUIDE.md", name, written()) for name, written in GUIDE.items()]
-    figures.several_gpus(compared()).savefig(TWO_GPUS_FIGURE, dpi=110, metadata={"Source": drawn()})
+    for path, (source, draw) in FIGURES.items():
+        draw(source()).savefig(path, dpi=110, metadata={"Source": drawn(source())})
     for name in NAMES:
         folder = runs.OUTPUTS / "reference" / name
         results.write(*reference(name), folder)

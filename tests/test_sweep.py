@@ -171,7 +171,7 @@ def test_the_groups_are_what_they_say(tmp_path):
     chosen = experiments.experiment("smollm2-dialogsum")
     grid = sweep_points.group("grid", chosen, 12_460, tmp_path)
     plain = [point.lora for point in grid.points if point.lora.get("alpha") == 32]
-    assert len(plain) == 5 * 4 * 3 and len(grid.points) == 60 + 6 + 5
+    assert len(plain) == 5 * (2 * 3 + 2 * 4) and len(grid.points) == 70 + 6 + 5
     assert len({(one["rank"], one["targets"]) for one in plain}) == 20
     rates = {name: [point.learning_rate for point in sweep_points.group("methods", chosen, 12_460, tmp_path).points
                     if point.method.name == name] for name in sweep_points.COMPARED}  # fmt: skip

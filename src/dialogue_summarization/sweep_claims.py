@@ -92,7 +92,7 @@ def by_rank(table: pd.DataFrame) -> list[str]:
     best = best_rates(table)
     ladder = best[(best["targets"] == "all linear") & (best["alpha"] == ALPHA)]
     ranks = ladder.drop_duplicates("method").set_index("method")["rank"].to_dict()
-    repeated = sorted(_repeated(ladder), key=ranks.__getitem__)
+    repeated = _repeated(ladder)
     if len(repeated) < 2:
         return [NO_GRID]
     low, high = repeated[0], repeated[-1]
@@ -128,6 +128,8 @@ def attention_or_mlp(table: pd.DataFrame) -> list[str]:
         for name in (name for name in names if targets[name] == "attention"):
             gap = _gap(best, name, mlp)
             said = "attention falls short" if gap.low > 0 else "attention does better" if gap.high < 0 else CANNOT
+            if best.loc[(best["method"] == name) & (best["points"] >= 3), "edge"].any():
+                said += "; its best rate lies at the end of those tried"
             both = " against ".join(f"{_title(best, one)} ({weights[one]:,.0f} weights)" for one in (name, mlp))
             lines.append(f"{both}: difference in loss {gap:+.3f}: {said}.")
     return lines or [NO_GRID]
@@ -154,9 +156,10 @@ def meets_full(table: pd.DataFrame) -> list[str]:
 
 
 def _repeated(best: pd.DataFrame, points: int = 3) -> list[str]:
-    """Adapters with several seeds of so many rates or more."""
-    counts = best[best["points"] >= points].groupby("method", sort=False)["seed"].nunique()
-    return [name for name in counts.index[counts > 1] if name != "full"]
+    """Adapters with several seeds of so many rates or more, by their rank."""
+    adapters = best[(best["points"] >= points) & (best["method"] != "full")].sort_values("rank", kind="stable")
+    counts = adapters.groupby("method", sort=False)["seed"].nunique()
+    return list(counts.index[counts > 1])
 
 
 def _wide(best: pd.DataFrame, one: str, other: str, column: str) -> pd.DataFrame:

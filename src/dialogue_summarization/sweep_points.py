@@ -25,6 +25,7 @@ TARGETS = {
 ALPHA = 32
 DOUBLED = (1, 128)
 GRID_RATES = (5e-4, 2e-3, 8e-3)
+ATTENTION_RATES = (*GRID_RATES, 3.2e-2)  # without the MLP the highest of three was the best
 GRID_FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 GRID_EPOCHS = 2
 SHARES = (0.01, 0.02, 0.1, 0.25, 1.0)
@@ -113,7 +114,8 @@ def grid(experiment: Experiment, pairs: int, outputs: Path) -> Group:
     adapters += [lora(rank, "all linear", 2 * rank) for rank in DOUBLED]
     points = _grid_points(method("full"), GRID_FULL_RATES)
     for one in adapters:
-        points += _grid_points(one, GRID_RATES)
+        has_mlp = "mlp_in" in one.peft["target_modules"]
+        points += _grid_points(one, GRID_RATES if has_mlp else ATTENTION_RATES)
     return Group("grid", tuple(points), tested=False)
 
 
