@@ -99,11 +99,11 @@ def _tokenizer(family):
     return tokenizer
 
 
-def tiny_network(family, vocab_size=400, dropout=0.0):
+def tiny_network(family, vocab_size=400, dropout=0.0, d_kv=8):
     torch.manual_seed(0)
     if family == "t5":
         config = transformers.T5Config(
-            vocab_size=vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=dropout,
+            vocab_size=vocab_size, d_model=32, d_kv=d_kv, d_ff=64, num_layers=2, num_heads=4, dropout_rate=dropout,
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0,
             eos_token_id=1,
         )  # fmt: skip

@@ -1,38 +1,56 @@
 """T5's attention kernel against plain arithmetic in double precision; on the CPU by Triton's interpreter."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch for Linux alone")
 
+from dialogue_summarization import biased_attention
 from dialogue_summarization.biased_attention import BiasedAttention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = {  # batch, heads, queries, keys, head size
-    "encoder": (9, 1, 160, 160, 16),
-    "decoder": (2, 2, 70, 70, 32),
-    "across": (3, 2, 32, 96, 16),
-}
+BLOCK = 64 if DEVICE == "cuda" else 16  # the interpreter is slow
+QUARTER = BLOCK // 4  # of a block: the lengths below are in it
+PROMPTS, SUMMARIES = (5, 1, 0, 11, 2), (2, 5, 1, 0, 2)  # the last fill up; a prompt and a summary are not there
+KINDS = {"encoder": (PROMPTS, PROMPTS), "decoder": (SUMMARIES, SUMMARIES), "across": (SUMMARIES, PROMPTS)}
+HEADS, SIZE = 2, 16
 
 
-def tensors(name):
-    """Queries, keys, values and bias, and a mask: of the future in the decoder, else of what is behind the end."""
-    batch, heads, queries, keys, size = SHAPES[name]
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(biased_attention, "BLOCK", BLOCK)
+    monkeypatch.setattr(biased_attention, "PARTS", 2)  # fewer than sequences
+    torch.use_deterministic_algorithms(True, warn_only=True)  # NaN is then where nothing was written
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def tensors(kind):
+    """Queries, keys, values and bias, and what stands behind them in a call but for dropout's chance."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(batch, tokens, heads, size) for tokens in (queries, keys, keys))
-    bias = torch.randn(1, heads, queries, keys)
-    if name == "decoder":
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool).tril()
-    else:
-        mask = torch.arange(keys) < torch.randint(3, keys, (batch, 1, 1, 1))
-    return [part.to(DEVICE).requires_grad_() for part in (q, k, v, bias)], mask.to(DEVICE)
+    lengths = [[QUARTER * length - (length > 2) for length in each] for each in KINDS[kind]]
+    bounds = [torch.tensor([0, *each]).cumsum(0).to(torch.int32).to(DEVICE) for each in lengths]
+    longest = [max(each) + 3 for each in lengths]
+    q, k, v = (torch.randn(1, sum(lengths[row]), HEADS, SIZE) for row in (0, 1, 1))
+    bias = torch.randn((0,) if kind == "across" else (1, HEADS, longest[0], longest[0]))
+    return [part.to(DEVICE).requires_grad_() for part in (q, k, v, bias)], [*bounds, *longest, kind == "decoder"]
 
 
-def plain(q, k, v, bias, mask, kept, chance):
-    q, k, v = (part.double().transpose(1, 2) for part in (q, k, v))
-    shares = (q @ k.transpose(2, 3) + bias.double()).masked_fill(~mask, float("-inf")).softmax(-1)
-    return (shares * kept / (1 - chance) @ v).transpose(1, 2)
+def plain(q, k, v, bias, bounds, key_bounds, _, longest, causal, kept, chance):
+    q, k, v, bias = (part.double() for part in (q, k, v, bias))
+    outputs = []
+    for (start, end), (first, last) in zip(itertools.pairwise(bounds), itertools.pairwise(key_bounds), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q[0, start:end], k[0, first:last])
+        if bias.numel():
+            scores = scores + bias[0, :, : end - start, : last - first]
+        if causal:
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
+        shares = scores.softmax(-1) * kept[:, start:end, : last - first] / (1 - chance)
+        outputs.append(torch.einsum("hqk,khd->qhd", shares, v[0, first:last]))
+    return torch.cat(outputs)[None]
 
 
 def kept_by(seed, shape, chance):
@@ -44,18 +62,18 @@ def kept_by(seed, shape, chance):
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.2])
-@pytest.mark.parametrize("name", SHAPES)
-def test_output_and_gradients_are_those_of_plain_attention(name, chance):
-    inputs, mask = tensors(name)
-    batch, heads, queries, keys, _ = SHAPES[name]
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_and_gradients_are_those_of_plain_attention(kind, chance):
+    inputs, others = tensors(kind)
     torch.manual_seed(5)
-    output = BiasedAttention.apply(*inputs, mask, chance)
+    output = BiasedAttention.apply(*inputs, *others, chance)
     torch.manual_seed(5)
     seed = int(torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=DEVICE))
-    kept = kept_by(seed, (batch, heads, queries, keys), chance)
+    kept = kept_by(seed, (HEADS, output.shape[1], others[3]), chance)
     assert kept.double().mean().item() == pytest.approx(1 - chance, abs=0.02)
-    expected = plain(*inputs, mask, kept, chance)
+    expected = plain(*inputs, *others, kept, chance)
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-4)
+    inputs = inputs[: 3 if kind == "across" else 4]
     slope = torch.randn_like(output)
     found = torch.autograd.grad(output, inputs, slope)
     wanted = torch.autograd.grad(expected, inputs, slope.double())
@@ -64,20 +82,21 @@ def test_output_and_gradients_are_those_of_plain_attention(name, chance):
 
 
 def test_each_call_drops_other_pairs():
-    inputs, mask = tensors("across")
-    first, second = (BiasedAttention.apply(*inputs, mask, 0.2) for _ in range(2))
+    inputs, others = tensors("across")
+    first, second = (BiasedAttention.apply(*inputs, *others, 0.2) for _ in range(2))
     assert not torch.allclose(first, second)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="numbers of 16 bits are not those of a card in the interpreter")
-@pytest.mark.parametrize("name", SHAPES)
-def test_16_bits_are_as_exact_as_rounding_them(name):
-    (*parts, bias), mask = tensors(name)
+@pytest.mark.parametrize("kind", KINDS)
+def test_16_bits_are_as_exact_as_rounding_them(kind):
+    (*parts, bias), others = tensors(kind)
     halves = [part.detach().bfloat16().requires_grad_() for part in parts]
-    output = BiasedAttention.apply(*halves, bias, mask, 0.0)
-    expected = plain(*halves, bias, mask, 1.0, 0.0)
+    output = BiasedAttention.apply(*halves, bias, *others, 0.0)
+    expected = plain(*halves, bias, *others, torch.ones(HEADS, output.shape[1], others[3], device=DEVICE), 0.0)
+    inputs = halves if kind == "across" else [*halves, bias]
     slope = torch.randn_like(output)
-    found = torch.autograd.grad(output, (*halves, bias), slope)
-    wanted = torch.autograd.grad(expected, (*halves, bias), slope.double())
+    found = torch.autograd.grad(output, inputs, slope)
+    wanted = torch.autograd.grad(expected, inputs, slope.double())
     for ours, theirs in zip((output, *found), (expected, *wanted), strict=True):
         assert (ours.double() - theirs).norm() < 0.01 * theirs.norm()

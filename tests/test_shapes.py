@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_network
 
 from dialogue_summarization import benchmark, data, experiments, models, shapes
-from dialogue_summarization.tokenization import EncoderDecoder
+from dialogue_summarization.tokenization import T5
 
 SIZE = 300  # of the network's vocabulary: fewer than the tokenizer's 400, so that ids are folded
 
@@ -26,7 +26,7 @@ def tiny_shape(tiny_models, monkeypatch):
         tokenizer, _ = models.load_family(str(tiny_models["t5"]), experiments.experiment("quickstart"))
         network = tiny_network("t5", SIZE, dropout=0.1)
         network = models.adapt(network, experiments.method(entry.method))
-        return shapes.folded(models.Model(network, tokenizer, EncoderDecoder(tokenizer, 256, 0)))
+        return shapes.folded(models.Model(network, tokenizer, T5(tokenizer, 256, 0)))
 
     monkeypatch.setattr(benchmark, "build", build)
     monkeypatch.setattr(shapes, "PAIRS", 16)

@@ -118,6 +118,30 @@ def test_decoder_inputs_are_those_of_the_model(model, rows):
         assert batch["decoder_input_ids"][learned].tolist() == own[learned].tolist()
 
 
+@pytest.mark.parametrize("family_name", ["t5"], indirect=True)
+@pytest.mark.parametrize("longest", [1, 40, 511, 700])
+def test_a_packed_batch_has_every_pair_between_its_bounds(model, longest):
+    chosen = torch.Generator().manual_seed(longest)
+    lengths = torch.randint(1, longest + 1, (7, 2), generator=chosen).tolist()
+    rows = [{"input_ids": [5] * prompt, "labels": [*range(6, 5 + summary), 1]} for prompt, summary in lengths]
+    batch = model.family.fixed(rows, 9)
+    for name, step in (("prompt", 1024), ("summary", 512)):
+        bounds = batch[f"{name}_bounds"]
+        tokens = batch["input_ids" if name == "prompt" else "labels"].shape[1]
+        assert bounds.dtype == torch.int32 and len(bounds) == 12 and (bounds[0], bounds[-1]) == (0, tokens)
+        assert bounds.diff().min() >= 0 and bounds.diff().max() <= batch[f"{name}_longest"]
+        assert tokens % step == 0 and tokens < step + sum(length[name == "summary"] for length in lengths)
+    ends = zip(batch["prompt_bounds"][1:], batch["summary_bounds"][1:], strict=True)
+    start, first = 0, 0
+    for row, (end, last) in zip(rows, ends, strict=False):
+        own = model.family.collate([row])
+        assert batch["input_ids"][0, start:end].tolist() == row["input_ids"]
+        for name in ("decoder_input_ids", "labels"):
+            assert batch[name][0, first:last].tolist() == own[name][0].tolist()
+        start, first = end, last
+    assert set(batch["labels"][0, first:].tolist()) <= {IGNORED}
+
+
 def test_dialogues_together_are_those_one_by_one(with_limit, family_name):
     """The prompt of each is rendered and tokenized by itself, as it is asked for; those that are cut are cut alike."""
     family = with_limit(150)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import hold, tiny_experiment, tiny_network, tiny_rows, write_jsonl
+from two_processes import as_if_compiled
 
 from dialogue_summarization import data, models, training
 from dialogue_summarization.experiments import METHODS, Generation, Settings
@@ -104,17 +105,22 @@ class Gradients(transformers.TrainerCallback):
 
 
 @pytest.mark.parametrize("method", ["full", "lora-balanced"])
+@pytest.mark.parametrize("steps", [contextlib.nullcontext, as_if_compiled])
 @pytest.mark.parametrize("micro_batch", [32, 8])
-def test_accumulated_gradients_are_those_of_the_models_own_loss(tiny, tmp_path, monkeypatch, micro_batch, method):
+def test_accumulated_gradients_are_those_of_the_models_own_loss(
+    tiny, tmp_path, monkeypatch, micro_batch, steps, method
+):
     rows = [row | {"summary": row["summary"] * (1 + number % 5)} for number, row in enumerate(tiny_rows(32))]
     experiment = with_data(tiny, tmp_path / "data", rows)
     hold(monkeypatch, micro_batch)
     settings = replace(TINY, epochs=1, batch_size=32, warmup=0, max_grad_norm=0)
     reference, gradients = trainer_of(experiment, settings, tmp_path, METHODS[method]), Gradients()
-    trainer = trainer_of(experiment, settings, tmp_path, METHODS[method], callbacks=[gradients], **QUIET)
     loss = reference.model(**reference.parts.family.collate(list(reference.train_dataset))).loss
     loss.backward()
-    trainer.train()
+    with steps():  # compiled ones, whose batches are packed
+        trainer = trainer_of(experiment, settings, tmp_path, METHODS[method], callbacks=[gradients], **QUIET)
+        trainer.train()
+    assert trainer.fast == (steps is as_if_compiled)
     assert trainer.state.max_steps == 1 and trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-5)
     wanted = {name: weight.grad for name, weight in reference.model.named_parameters() if weight.requires_grad}
     assert max(weight.abs().max() for weight in wanted.values()) > 1e-3

@@ -41,7 +41,7 @@ def as_if_compiled():
 
     def prepare(network, attention):
         if attention:
-            fast.base_of(network).set_attn_implementation(attention)
+            fast.set_attention(network, attention)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "are_fast", lambda *_: True)

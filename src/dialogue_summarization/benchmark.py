@@ -29,7 +29,7 @@ from .base_models import title
 from .experiments import Generation, Settings
 from .generation import summarize
 from .parallel import exchange_seconds, is_sharded, trainer_class
-from .tokenization import EncoderDecoder
+from .tokenization import T5, EncoderDecoder
 from .training import CHECKPOINTING, encode, train_alone, training_arguments
 
 T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large,xl}, config.json
@@ -94,7 +94,7 @@ def build(entry: Entry) -> models.Model:
         tokenizer, _ = models.load_family(path, experiments.experiment("quickstart"))
         with hardware.device():  # on the CPU an xl takes a minute to draw
             network = t5(entry.model)
-        base = shapes.folded(models.Model(network, tokenizer, EncoderDecoder(tokenizer, 512, 0)))
+        base = shapes.folded(models.Model(network, tokenizer, T5(tokenizer, 512, 0)))
     transformers.set_seed(0)
     network = models.adapt(base.network, experiments.method(entry.method))
     return models.Model(network, base.tokenizer, base.family)

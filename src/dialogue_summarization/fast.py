@@ -2,9 +2,8 @@
 
 - Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them. Of T5, whose
   blocks take minutes to compile for any shape, the parts for which it pays.
-- T5's attention in one kernel (module `biased_attention`).
-- Packed sequences, for decoder-only models: the dialogues of a batch in one row, attention within each alone, no
-  padding.
+- Packed sequences, for decoder-only models and T5: the dialogues of a batch in one row, attention within each alone, no
+  padding. T5's attention, which has a bias, is one kernel (module `biased_attention`).
 - A CUDA graph of forward and backward pass for each shape: the card is launched once a step instead of thousands of
   times.
 """
@@ -54,7 +53,7 @@ def packed_attention(
             return output.reshape(batch, 1, heads, size), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if query.device.type != "cuda":
-        return _one_by_one(query, key, value, cu_seq_lens_q.tolist(), scaling), None
+        return _one_by_one(query, key, value, cu_seq_lens_q, cu_seq_lens_q, scale=scaling, is_causal=True), None
     from torch.nn.attention.varlen import varlen_attn
 
     if key.shape[1] != query.shape[1]:
@@ -66,19 +65,6 @@ def packed_attention(
     return output.unsqueeze(0), None
 
 
-def _one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: list[int], scaling: float | None
-) -> torch.Tensor:
-    outputs = [
-        torch.nn.functional.scaled_dot_product_attention(
-            *(part[:, :, start:end] for part in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=True
-        )
-        for start, end in itertools.pairwise(bounds)
-        if end > start
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2)
-
-
 def biased_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -88,18 +74,74 @@ def biased_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: torch.Tensor | None = None,
+    prompt_bounds: torch.Tensor | None = None,
+    summary_bounds: torch.Tensor | None = None,
+    prompt_longest: int | None = None,
+    summary_longest: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """T5's attention in the form of `AttentionInterface`: `BiasedAttention` in training on a card, else PyTorch's."""
-    if query.device.type != "cuda" or not module.training:
+    """T5's attention within each sequence of packed rows, in the form of `AttentionInterface`.
+
+    Prompts and summaries have a row each, with bounds as in `packed_attention`: summary i reads itself and prompt i.
+    `position_bias` is that of `_bias_of_longest`. Batches that are not packed go to PyTorch's attention as ever.
+    """
+    if prompt_bounds is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, position_bias=position_bias, **kwargs,
         )  # fmt: skip
+    prompts, summaries = (prompt_bounds, prompt_longest), (summary_bounds, summary_longest)
+    causal = module.is_decoder and position_bias.numel() > 0  # without a bias it reads the prompts
+    bounds, longest = summaries if module.is_decoder else prompts
+    key_bounds, longest_key = summaries if causal else prompts
+    if query.device.type != "cuda":
+        bias = position_bias if position_bias.numel() else None
+        if causal:
+            bias = bias + torch.full((longest, longest), float("-inf")).triu(1)
+        return _one_by_one(query, key, value, bounds, key_bounds, bias, dropout_p=dropout, scale=scaling), None
     from .biased_attention import BiasedAttention  # Triton is there where a card is
 
     parts = (part.transpose(1, 2) for part in (query, key, value))
-    return BiasedAttention.apply(*parts, position_bias, attention_mask, dropout), None
+    return BiasedAttention.apply(
+        *parts, position_bias, bounds, key_bounds, longest, longest_key, causal, dropout
+    ), None  # fmt: skip
+
+
+def _one_by_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    outputs = [
+        torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, start:end], key[:, :, first:last], value[:, :, first:last],
+            attn_mask=None if bias is None else bias[:, :, : end - start, : last - first], enable_gqa=True, **options,
+        )
+        for (start, end), (first, last) in zip(
+            itertools.pairwise(bounds.tolist()), itertools.pairwise(key_bounds.tolist()), strict=True
+        )
+        if end > start
+    ]  # fmt: skip
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _bias_of_longest(attention: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Have T5 make its bias, (1, heads, longest, longest), for the positions of a packed row's longest sequence alone.
+
+    It would make one for every pair of tokens of the row; and across, where there is none, as many zeros. The first
+    block makes it for all.
+    """
+    if kwargs.get("prompt_bounds") is not None and kwargs.get("position_bias") is None:
+        if attention.has_relative_attention_bias:
+            longest = kwargs["summary_longest" if attention.is_decoder else "prompt_longest"]
+            kwargs["position_bias"] = attention.compute_bias(longest, longest)
+        else:
+            kwargs["position_bias"] = args[0].new_empty(0)
+    return args, kwargs
 
 
 AttentionInterface.register(PACKED, packed_attention)
@@ -124,18 +166,23 @@ def base_of(network: torch.nn.Module) -> PreTrainedModel:
     return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
 
 
+def set_attention(network: torch.nn.Module, attention: str) -> None:
+    """Have a model, its adapter included, attend as one of the implementations registered here, in place."""
+    for module in network.modules():
+        if isinstance(module, PreTrainedModel):  # T5's encoder and decoder have a configuration each
+            module.set_attn_implementation(attention)
+        if attention == BIASED and type(module).__name__ == "T5Attention":
+            module.register_forward_pre_hook(_bias_of_longest, with_kwargs=True)
+
+
 def prepare(network: torch.nn.Module, attention: str | None) -> None:
     """Set a model up for batches of fixed shapes: their attention, and what is compiled, in place."""
-    base = base_of(network)
-    is_t5 = base.config.model_type == "t5"
-    attention = BIASED if is_t5 else attention
-    for module in network.modules():
-        if attention and isinstance(module, PreTrainedModel):  # T5's encoder and decoder have a configuration each
-            module.set_attn_implementation(attention)
+    if attention:
+        set_attention(network, attention)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # or it would go on at the slow pace without a word
     torch.fx.experimental._config.use_duck_shape = False  # 64 dialogues of 64 tokens are not alike by being 64
-    if is_t5:
+    if attention == BIASED:
         for module in network.modules():
             if type(module).__name__ == "T5LayerNorm":
                 module.register_forward_hook(_rounded)

@@ -158,12 +158,13 @@ def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generat
     if generation.no_repeat_ngram_size:
         written = partial(model.family.completion, prompt_length=length)
         processors.append(NoRepeatedNgram(generation.no_repeat_ngram_size, written))
-    if not (hardware.writes_over_a_fixed_cache() and model.family.fixed_attention and packs(model.network)):
+    own_cache = hardware.writes_over_a_fixed_cache() and model.family.fixed_attention == fast.PACKED
+    if not (own_cache and packs(model.network)):
         return model.network.generate(**inputs, logits_processor=processors)
     base = fast.base_of(model.network)
     dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32
     cache = decoding.static_cache(base, length, generation.max_new_tokens, dtype)
     graphed = hardware.fast_steps() and base.device.type == "cuda"
     graphs = decoding.graphed_decoding(base) if graphed else contextlib.nullcontext()
-    with decoding.attention(base, model.family.fixed_attention), graphs:
+    with decoding.attention(base, fast.PACKED), graphs:
         return model.network.generate(**inputs, logits_processor=processors, past_key_values=cache)

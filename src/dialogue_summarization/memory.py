@@ -154,7 +154,8 @@ def activation_bytes(
     inner unit are the gate, its activation, the other branch and their product. Layers whose weights are frozen keep
     less, 26 and 6. In fp32 the sums are about the same (32 and 16): less is copied, and all of it takes 4 bytes.
     T5 writes its GELU out in PyTorch, which keeps about 30 a token and inner unit, and its learned bias takes 9
-    bytes a head and pair of positions, as attention that is materialized does (fitted to a peak measured on an H100).
+    bytes a head and pair of positions, as attention that is materialized does (fitted to a peak measured on an H100);
+    where it is packed its GELU is compiled, and its attention is a kernel that materializes nothing.
     Logits take 16 bytes: as computed, in fp32, as logarithms of probabilities, and their gradient.
     With checkpointing a layer keeps its input in fp32 alone; one layer is there whole. Compiled blocks keep less.
     """
@@ -162,9 +163,9 @@ def activation_bytes(
     if packed:  # no padding: the sum of random lengths, five standard deviations above its mean
         tokens = micro_batch * lengths.mean + 5 * lengths.deviation * math.sqrt(micro_batch)
         share = COMPILED * min(share, tokens / (lengths.prompt + lengths.summary))
-    whole = shape.all_trained or shape.position_bias
-    token = (36 if whole else 26) * shape.hidden + (30 if shape.position_bias else 8 if whole else 6) * shape.inner
-    pair = 9 * shape.heads if shape.position_bias else 0
+    whole, written_out = shape.all_trained or shape.position_bias, shape.position_bias and not packed
+    token = (36 if whole else 26) * shape.hidden + (30 if written_out else 8 if whole else 6) * shape.inner
+    pair = 9 * shape.heads if written_out else 0
     if shape.decoder_layers:
         # Across, keys and values of the prompt: two projections, their inputs and outputs in 16 bits.
         reading = token * lengths.prompt + pair * lengths.prompt**2

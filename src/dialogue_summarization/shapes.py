@@ -27,7 +27,7 @@ from .experiments import EXPERIMENTS, Generation, Settings
 from .generation import summarize
 from .rouge import means
 from .small_cards import StopAfter, reason
-from .tokenization import EncoderDecoder
+from .tokenization import T5
 from .training import SummarizationTrainer, encode, train_alone, training_arguments
 
 Build = Callable[[str, str], models.Model]  # from a shape's and a method's name to a fresh model
@@ -69,8 +69,8 @@ NAMES = (*ENTRIES, STABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded(EncoderDecoder):
-    """An encoder-decoder model's family with another model's tokenizer, its ids folded into a smaller vocabulary.
+class Folded(T5):
+    """T5's family with another model's tokenizer, its ids folded into a smaller vocabulary.
 
     Args:
         size: The network's vocabulary. Ids below it, the frequent words of a BPE, stay; others wrap around behind the
@@ -102,7 +102,7 @@ class Folded(EncoderDecoder):
 
 def folded(model: models.Model) -> models.Model:
     """The model with `Folded` as its family."""
-    own = {field.name: getattr(model.family, field.name) for field in fields(EncoderDecoder)}
+    own = {field.name: getattr(model.family, field.name) for field in fields(T5)}
     end = model.network.generation_config.eos_token_id
     return replace(model, family=Folded(**own, size=model.network.config.vocab_size, end=end))
 

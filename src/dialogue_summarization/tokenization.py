@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
-import datasets
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -51,9 +50,6 @@ class Family(Protocol):
     def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
         """The same batch in one of a few shapes, for compiled steps; equal in loss and gradients to `collate`."""
 
-    def fixed_order(self, rows: datasets.Dataset) -> list[int] | None:
-        """A number for each encoded pair: alike ones waste little in a `fixed` batch. None: any order does."""
-
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """The tokens of the summary (batch, new tokens) out of what `generate` returned for prompts of that length."""
 
@@ -68,7 +64,7 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """T5, BART and their like."""
+    """BART, PEGASUS and their like."""
 
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
@@ -100,8 +96,7 @@ class EncoderDecoder:
         """
         batch = _pad([row["input_ids"] for row in rows], self.tokenizer.pad_token_id, "right")
         if "labels" in rows[0]:
-            targets = [row["labels"] or [IGNORED] for row in rows]
-            shifted = [[self.decoder_start_token_id, *labels[:-1]] for labels in targets]
+            shifted, targets = self._written(rows)
             batch["decoder_input_ids"] = _pad(shifted, self.tokenizer.pad_token_id, "right")["input_ids"]
             batch["labels"] = _pad(targets, IGNORED, "right")["input_ids"]
             batch["use_cache"] = False  # of no use in training
@@ -123,10 +118,10 @@ class EncoderDecoder:
         batch["attention_mask"] = batch["attention_mask"].bool()[:, None, None, :]
         return batch
 
-    def fixed_order(self, rows: datasets.Dataset) -> list[int]:
-        """See `Family`. By the padded prompt, then by the summary: both take arithmetic."""
-        prompts = (_multiple(len(ids), _STEPS["input_ids"]) for ids in rows["input_ids"])
-        return [1000 * prompt + len(labels) for prompt, labels in zip(prompts, rows["labels"], strict=True)]
+    def _written(self, rows: list[dict[str, Any]]) -> tuple[list[list[int]], list[list[int]]]:
+        """What the decoder reads for each row, and what it learns: one token at least, which may be none to learn."""
+        targets = [row["labels"] or [IGNORED] for row in rows]
+        return [[self.decoder_start_token_id, *labels[:-1]] for labels in targets], targets
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The decoder's output is the summary."""
@@ -152,6 +147,38 @@ class EncoderDecoder:
     @cached_property
     def _around(self) -> tuple[str, str]:
         return _split(prompt(_HERE, self.prompt))
+
+
+@dataclass(frozen=True)
+class T5(EncoderDecoder):
+    """T5, whose positions are a bias on attention's scores: dialogues in one row do not see one another's."""
+
+    fixed_attention = fast.BIASED
+
+    def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+        """See `Family`. Packed: all prompts in a row, all summaries in another, for `fast.biased_attention`.
+
+        They are filled up to multiples of 1,024 and 512 tokens; `*_longest` are multiples of half as many, and no less.
+        """
+        shifted, targets = self._written(rows)
+        prompts = [row["input_ids"] for row in rows]
+        prompt_longest, summary_longest = _longest(prompts, 512), _longest(targets, 256)
+        count = batch_size + 2  # two of the longest fill up either row
+        ids, prompt_bounds = _in_a_row(prompts, self.tokenizer.pad_token_id, 1024, count, prompt_longest)
+        read, summary_bounds = _in_a_row(shifted, self.tokenizer.pad_token_id, 512, count, summary_longest)
+        nothing = torch.zeros(1, 1, 1, 1)  # of 4 dimensions: transformers then makes no masks of its own
+        return {
+            "input_ids": ids,
+            "attention_mask": nothing,
+            "decoder_input_ids": read,
+            "decoder_attention_mask": nothing,
+            "labels": _in_a_row(targets, IGNORED, 512, count, summary_longest)[0],
+            "prompt_bounds": prompt_bounds,
+            "summary_bounds": summary_bounds,
+            "prompt_longest": prompt_longest,
+            "summary_longest": summary_longest,
+            "use_cache": False,
+        }
 
 
 @dataclass(frozen=True)
@@ -204,32 +231,24 @@ class DecoderOnly:
         `logits_to_keep` has the positions of `collate`'s window, dialogue by dialogue, filled up to a multiple of 512.
         """
         sequences = [list(row["input_ids"]) + list(row["labels"]) for row in rows]
-        ends = torch.tensor([len(sequence) for sequence in sequences]).cumsum(0)
-        total = _multiple(int(ends[-1]), 1024)
-        ids = torch.full((1, total), self.tokenizer.pad_token_id)
-        ids[0, : ends[-1]] = torch.tensor([token for sequence in sequences for token in sequence])
-        bounds = torch.full((batch_size + 2,), total, dtype=torch.int32)  # what fills up is a sequence of its own
-        bounds[0], bounds[1 : len(rows) + 1] = 0, ends
+        longest = _longest(sequences, 2048)
+        ids, bounds = _in_a_row(sequences, self.tokenizer.pad_token_id, 1024, batch_size + 1, longest)
         starts = bounds[:-1].repeat_interleave(bounds.diff())
         kept, labels = [], []
-        for row, end in zip(rows, ends.tolist(), strict=True):
+        for row, end in zip(rows, bounds[1:].tolist(), strict=False):
             kept += range(end - len(row["labels"]) - 1, end)
             labels += [IGNORED, *row["labels"]]
         missing = _multiple(len(kept), 512) - len(kept)
-        longest = int(bounds.diff().max())
         return {
             "input_ids": ids,
-            "position_ids": (torch.arange(total) - starts).unsqueeze(0),
+            "position_ids": (torch.arange(len(starts)) - starts).unsqueeze(0),
             "attention_mask": torch.zeros(1, 1, 1, 1),  # of 4 dimensions: transformers then makes none of its own
             "cu_seq_lens_q": bounds,
-            "max_length_q": _multiple(longest, 2048),
+            "max_length_q": longest,
             "labels": torch.tensor([labels + [IGNORED] * missing]),
             "logits_to_keep": torch.tensor(kept + [0] * missing),
             "use_cache": False,
         }
-
-    def fixed_order(self, rows: datasets.Dataset) -> None:
-        """See `Family`. Packed batches have no padding."""
 
     def completion(self, output_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """See `Family`. The output repeats the prompt."""
@@ -277,7 +296,8 @@ def family_of(
     """The family of a model, from its configuration; `template` is the prompt with `{dialogue}` in it."""
     if not config.is_encoder_decoder:
         return DecoderOnly(tokenizer, max_prompt_tokens, template)
-    return EncoderDecoder(tokenizer, max_prompt_tokens, getattr(config, "decoder_start_token_id", None), template)
+    family = T5 if config.model_type == "t5" else EncoderDecoder
+    return family(tokenizer, max_prompt_tokens, getattr(config, "decoder_start_token_id", None), template)
 
 
 def _pad(sequences: list[list[int]], value: int, side: str) -> dict[str, torch.Tensor]:
@@ -294,6 +314,26 @@ def _pad(sequences: list[list[int]], value: int, side: str) -> dict[str, torch.T
 
 def _multiple(number: int, of: int) -> int:
     return -(-number // of) * of
+
+
+def _longest(sequences: list[list[int]], step: int) -> int:
+    """The length of the longest, rounded up, so that there are few."""
+    return _multiple(max(map(len, sequences)), step)
+
+
+def _in_a_row(
+    sequences: list[list[int]], value: int, step: int, count: int, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences one after another, (1, tokens), filled up to a multiple of `step`, and where each begins and ends.
+
+    Those bounds are int32, (count + 1,): what fills up are sequences of their own, of at most `longest` tokens.
+    """
+    tokens = torch.tensor([token for sequence in sequences for token in sequence])
+    row = torch.full((1, _multiple(len(tokens), step)), value)
+    row[0, : len(tokens)] = tokens
+    lengths = [len(sequence) for sequence in sequences] + [longest] * (count - len(sequences))
+    bounds = torch.tensor([0, *lengths]).cumsum(0).clamp(max=row.shape[1])
+    return row, bounds.to(torch.int32)
 
 
 def _widen(ids: torch.Tensor, value: int, step: int) -> torch.Tensor:

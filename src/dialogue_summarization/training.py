@@ -221,12 +221,11 @@ class SummarizationTrainer(HalvingTrainer):
         Dialogues of about the same length are together, but in packed batches, which need no grouping.
         """
         rows = train_dataset if train_dataset is not None else self.train_dataset
-        lengths = self.parts.family.fixed_order(rows) if self.fast else rows["length"]
-        if lengths is None:
+        if self.fast and self.parts.family.fixed_attention:
             self.args.train_sampling_strategy = "random"
             return super()._get_train_sampler(train_dataset)
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return GroupedByLength(self.args.seed, step, lengths)
+        return GroupedByLength(self.args.seed, step, rows["length"])
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's; batches of few shapes where steps are compiled. Evaluation keeps the plain ones."""
