@@ -108,7 +108,8 @@ def test_a_method_learns_saves_reloads_and_writes_the_same(trained_base, tmp_pat
     method, base = METHODS[name], models.load(trained_base)
     rows = encode(data.load(trained_base)["train"], base.family)
     rate = {"rslora": 5e-3, "lora-plus": 2e-3}.get(name, 2e-2 * method.rate if method.peft else 5e-3)
-    settings = Settings(rate, epochs=50, batch_size=8, select_by="loss")
+    epochs = 80 if name == "prompt-tuning" else 50  # the slow one: how far it gets in 50 depends on the processor
+    settings = Settings(rate, epochs=epochs, batch_size=8, select_by="loss")
     model = trained(trained_base, method, settings, tmp_path).parts
     assert loss(model, rows) < loss(base, rows) / 2
     models.save(model, tmp_path / "saved", "the-base")

@@ -222,7 +222,14 @@ def test_scaling_by_hand():
 
 
 def test_measured_speed_beside_the_predicted_by_hand():
-    common = {"model": "smollm2", "method": "full", "fast": True, "sharded": False, "trainable_parameters": 250 * 10**6}
+    common = {
+        "device": "a card",
+        "model": "smollm2",
+        "method": "full",
+        "fast": True,
+        "sharded": False,
+        "trainable_parameters": 250 * 10**6,
+    }
     common |= {"peak_memory_bytes_each": [scaling.GIB]}
     records = {
         "a": {"gpus": 1, "batch_size": 32, "samples_per_second": 400.0, "step_milliseconds": 80.0, "losses": [2, 1.5]},

@@ -270,8 +270,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     ]
     if not rows:
         return pd.DataFrame()
-    order = ["model", "run", "steps"]
-    return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False]).set_index("model")
+    order = ["model", "run", "steps", "batch"]
+    return pd.DataFrame(rows).sort_values(order, ascending=[False, True, False, True]).set_index("model")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

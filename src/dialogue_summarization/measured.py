@@ -32,6 +32,7 @@ EXPECTED = (
     *(f"fits-{gib}-packed" for gib in small_cards.CARDS), "growth", *whole_study.NAMES,
 )  # fmt: skip
 EPOCHS = 3  # of SmolLM2's training in `summary`
+HEADLINES = ("t5-base-full-plain", "t5-base-full", "t5-base-lora", "generate-beams1", "generate-beams4", "study")
 
 
 def records(folder: str | Path = FOLDER) -> dict[str, dict[str, Any]]:
@@ -77,7 +78,7 @@ def gains(found: dict[str, Any]) -> pd.DataFrame:
 def tried(folder: Path = FOLDER) -> pd.DataFrame:
     """What was tried for T5's steps on the way, a row each, and what stayed."""
     kept = {name: one for name, one in records(folder).items() if name in ("t5-base-full", "t5-base-lora")}
-    steps = "norms and feed-forward layers compiled, attention in a kernel, graphs: what stayed"
+    steps = "norms and feed-forward layers compiled, attention in a kernel, packed batches, graphs: what stayed"
     rows = [*records(folder / "tried").values(), *(one | {"what": steps} for one in kept.values())]
     return pd.DataFrame([{
         "run": one["method"],
@@ -85,6 +86,7 @@ def tried(folder: Path = FOLDER) -> pd.DataFrame:
         "samples/s": round(one["samples_per_second"]),
         "peak GiB": f"{one['peak_memory_bytes'] / GIB:.1f}",
         "warm-up s": round(one["warm_up_seconds"]),
+        "device": one["device"],
     } for one in rows]).sort_values(["run", "samples/s"]).set_index("run")  # fmt: skip
 
 
@@ -323,7 +325,8 @@ def padding(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
 def summary(folder: str | Path = FOLDER, made: Sequence[Run] | None = None) -> dict[str, Any]:
     """The headline figures of the records in one flat object, one GPU each; None where a record is missing.
 
-    Training SmolLM2 for three epochs is read from the logs of the study's runs, so compiling is a part of it.
+    `device` names all that they were measured on; the records say which is which. Training SmolLM2 for three epochs is
+    read from the logs of the study's runs, so compiling is a part of it.
 
     Args:
         folder: Where the records are.
@@ -337,12 +340,13 @@ def summary(folder: str | Path = FOLDER, made: Sequence[Run] | None = None) -> d
         and entry["fast"] and entry.get("gpus", 1) == 1
     ]  # fmt: skip
     best = max(full, key=lambda entry: entry["samples_per_second"], default={})
+    devices = {entry["device"] for name, entry in found.items() if name in HEADLINES or entry == best}
 
     def of(name: str, key: str) -> float | None:
         return found.get(name, {}).get(key)
 
     return {
-        "device": best.get("device"),
+        "device": ", ".join(sorted(devices)) or None,
         "t5_plain_trainer_samples_per_s": of("t5-base-full-plain", "samples_per_second"),
         "t5_full_batch64_samples_per_s": of("t5-base-full", "samples_per_second"),
         "t5_full_samples_per_s": best.get("samples_per_second"),

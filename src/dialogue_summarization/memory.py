@@ -163,7 +163,8 @@ def activation_bytes(
     if packed:  # no padding: the sum of random lengths, five standard deviations above its mean
         tokens = micro_batch * lengths.mean + 5 * lengths.deviation * math.sqrt(micro_batch)
         share = COMPILED * min(share, tokens / (lengths.prompt + lengths.summary))
-    whole, written_out = shape.all_trained or shape.position_bias, shape.position_bias and not packed
+    written_out = shape.position_bias and not packed
+    whole = shape.all_trained or written_out
     token = (36 if whole else 26) * shape.hidden + (30 if written_out else 8 if whole else 6) * shape.inner
     pair = 9 * shape.heads if written_out else 0
     if shape.decoder_layers:

@@ -103,6 +103,8 @@ def methods_repeats(experiment: Experiment, pairs: int, outputs: Path) -> Group:
     first = ["full", "lora-balanced"]
     names = [*first, *[name for name in best["method"] if name not in first][:3]]
     rates = best.set_index("method")["learning_rate"]
+    if missing := [name for name in first if name not in rates]:
+        raise ConfigurationError(f"methods.csv holds no point of {missing[0]}: make the group methods first.")
     return Group("methods-repeats", tuple(
         Point(method(name), float(rates[name]), EPOCHS, QUARTER, seed) for name in names for seed in MORE_SEEDS
     ), tested=True)  # fmt: skip

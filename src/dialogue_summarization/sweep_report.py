@@ -12,10 +12,11 @@ import pandas as pd
 
 from . import runs, sweep_records
 from .comparison import LEVEL, verdict
+from .experiments import EXPERIMENTS, ConfigurationError
 from .report import HEADINGS, with_interval
 from .rouge import TYPES
 from .significance import compare, holm, resampled_means
-from .sweep_points import GROUPS
+from .sweep_points import GROUPS, group
 from .systems import System
 
 BALANCED = "lora-balanced"
@@ -25,7 +26,7 @@ OPEN = "the test dialogues cannot tell"
 
 
 def contents(folder: Path) -> pd.DataFrame:
-    """A row a group: points that were made, and that diverged, minutes and device; for what is missing, who makes it.
+    """A row a group: points that were made, and that diverged, minutes and device; for what is missing, what makes it.
 
     Raises:
         RecordError: A file is damaged.
@@ -33,13 +34,25 @@ def contents(folder: Path) -> pd.DataFrame:
     rows = []
     for name in GROUPS:
         table = sweep_records.read(folder / f"{name}.csv")
-        devices = ", ".join(table["device"].unique())
+        command = f"python -m dialogue_summarization.sweep {name} --outputs DIR, on a GPU"
+        planned = _planned(name, folder)
+        if not len(table):
+            device = f"missing: {command}"
+        else:
+            device = ", ".join(table["device"].unique()) + ("" if len(table) == planned else f"; the rest: {command}")
         rows.append({
-            "group": name, "points": len(table), "diverged": int(table["diverged"].sum()),
-            "minutes": round(table["seconds"].sum() / 60, 1),
-            "device": devices or f"missing: python -m dialogue_summarization.sweep {name} --outputs DIR, on a GPU",
+            "group": name, "points": f"{len(table)} of {planned or 'some'}", "diverged": int(table["diverged"].sum()),
+            "minutes": round(table["seconds"].sum() / 60, 1), "device": device,
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("group")
+
+
+def _planned(name: str, folder: Path) -> int | None:
+    """How many points a group has; None where that depends on another's that is not made."""
+    try:
+        return len(group(name, EXPERIMENTS["smollm2-dialogsum"], 1, folder).points)
+    except ConfigurationError:
+        return None
 
 
 def load(folder: Path, name: str) -> pd.DataFrame:
@@ -56,8 +69,8 @@ def tested(folder: Path, name: str) -> list[System]:
         RecordError: A record is damaged.
     """
     groups: dict[tuple[str, int], list[runs.Run]] = {}
-    for group in (name, f"{name}-repeats"):
-        for path in sorted((folder / group).glob("*/share-*/seed-*/metrics.json")):
+    for file in (name, f"{name}-repeats"):
+        for path in sorted((folder / file).glob("*/share-*/seed-*/metrics.json")):
             if "." not in path.parent.name:
                 run = runs.read(path.parent)
                 groups.setdefault((run.name, run.config.dialogues["train"]), []).append(run)
