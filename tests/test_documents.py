@@ -75,8 +75,8 @@ def flan_t5():
     return (
         f"*Predicted*, from [FLAN-T5-base's shape with random weights](outputs/benchmarks/{found['name']}.json) on one "
         f"{found['device']}: `full` trains on {rate:,.0f} dialogues a second, so {settings.epochs:g} epochs of 12,460 "
-        f"take {12_460 * settings.epochs / rate:.0f} s behind half a minute of compiling, with {peak:.1f} GiB at the peak. "
-        f"Writing summaries comes on top; how long T5 takes for it was not measured."
+        f"take {12_460 * settings.epochs / rate:.0f} s behind half a minute of compiling, with {peak:.1f} GiB at the "
+        f"peak. Writing summaries comes on top; how long T5 takes for it was not measured."
     )
 
 
