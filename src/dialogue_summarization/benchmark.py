@@ -60,7 +60,7 @@ ENTRIES: dict[str, Entry] = {
     for entry in (
         Entry("t5-base-full-plain", "t5-base", fast=False, steps=30, warm_up=10),
         Entry("t5-base-full", "t5-base", steps=280, warm_up=200),
-        Entry("t5-base-full-256", "t5-base", batch_size=256),
+        Entry("t5-base-full-256", "t5-base", batch_size=256, steps=200, warm_up=150),
         Entry("t5-base-lora-plain", "t5-base", method="lora-balanced", fast=False, steps=30, warm_up=10),
         Entry("t5-base-lora", "t5-base", method="lora-balanced", steps=280, warm_up=200),
         Entry("smollm2-full-plain", "smollm2", batch_size=32, fast=False, steps=60, warm_up=20),

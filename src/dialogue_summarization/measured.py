@@ -133,10 +133,10 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
     Args:
         found: See `records`.
         sizes: The cards.
-        packed: Packed and compiled steps, of SmolLM2, instead of plain ones.
+        packed: Packed and compiled steps instead of plain ones.
     """
     rows = []
-    for model, method in RUNS[:2] if packed else RUNS:
+    for model, method in RUNS:
         known = shape(model, method)
         for gib in sizes:
             record = found.get(f"fits-{gib:g}" + ("-packed" if packed else ""), {"runs": ()})
