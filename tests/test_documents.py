@@ -32,6 +32,7 @@ from dialogue_summarization import (
     significance,
     sweep_claims,
     sweep_figures,
+    sweep_points,
     sweep_report,
     systems,
 )
@@ -162,12 +163,16 @@ def swept():
     grid, methods = (sweep_report.load(SWEEP, name) for name in ("grid", "methods"))
     tested = sweep_report.tested(SWEEP, "methods")
     claims = (sweep_claims.ten_times, sweep_claims.by_rank, sweep_claims.attention_or_mlp, sweep_claims.meets_full)
-    lines = [line for claim in claims for line in claim(grid)] + [sweep_report.variants(tested)[-1]]
+    lines = [sweep_claims.lowest_losses(grid), *(line for claim in claims for line in claim(grid))]
+    lines.append(sweep_report.variants(tested)[-1])
     lines = "\n".join(f"- {line}" for line in lines)
-    columns = ["rate", "ROUGE-1", "ROUGE-2", "ROUGE-L", "over balanced", "verdict", "trained"]
+    columns = ["rate", "seeds", "ROUGE-1", "ROUGE-2", "ROUGE-L", "over balanced", "verdict", "trained"]
     table = report.to_markdown(sweep_report.methods(tested, methods)[columns])
+    left = [name for name in sweep_points.COMPARED if name not in {one.name for one in tested}]
+    left = f"Not tested yet: {', '.join(left)}.\n\n" if left else ""
+    about = f"`{report.signature(reference('smollm2-dialogsum')[1])}`"
     known = pd.concat([grid, methods])[["date", "device", "commit"]]
-    return f"{lines}\n\n{table}\n\n{made(known.to_dict('records'))}"
+    return f"{lines}\n\n{table}\n\n{left}{about}\n\n{made(known.to_dict('records'))}"
 
 
 GUIDE = {

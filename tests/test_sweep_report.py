@@ -58,13 +58,15 @@ def test_claims_that_hold_are_confirmed(tmp_path):
 
     table = grid(tmp_path, best)
     first, last = sweep_claims.ten_times(table)
-    assert first.startswith("rank 1, all linear: the best rate divided by full's is 12 (interval 12 to 12, 3 seeds)")
-    assert last.startswith("rank 128, all linear: the best rate divided by full's is 10 (") and last.endswith(
-        "as claimed."
+    assert first == (
+        "rank 1, all linear: lowest loss at a rate of 0.002, full's at 0.0003; in between, divided by full's, "
+        "12 (interval 12 to 12, 3 seeds): about ten times, as claimed."
     )
+    assert last.startswith("rank 128") and "full's, 10 (" in last and last.endswith("as claimed.")
     lines = sweep_claims.by_rank(table)
     assert "rank 1 to 128" in lines[0] and "factor of 0.83" in lines[0] and "hardly depends" in lines[0]
-    assert "one seed, no interval" in lines[1]
+    assert "at rank 1 to " in lines[1] and "at rank 128, a factor of " in lines[1] and "(one seed" in lines[1]
+    assert sweep_claims.lowest_losses(table).startswith("Lowest loss over all ranks and rates, one seed: ")
     [line] = sweep_claims.attention_or_mlp(table)
     assert "(1,843,200 weights) against rank 16, MLP (3,041,280 weights): difference in loss +0.100 (" in line
     assert line.endswith("attention falls short.")
@@ -81,11 +83,15 @@ def test_claims_that_do_not_hold_are_refuted(tmp_path):
 
     table = grid(tmp_path, best, full=(1.2e-3, 1.5))
     lines = sweep_claims.ten_times(table)
-    assert "full's is 2 (" in lines[0] and lines[0].endswith("not about ten times.")
+    assert "full's, 2 (" in lines[0] and lines[0].endswith("not about ten times.")
     assert "the end of those tried" in lines[1]  # 5e-4 is the lowest rate
     assert "the end of those tried" in sweep_claims.by_rank(table)[0]
     assert sweep_claims.attention_or_mlp(table)[0].endswith("attention does better.")
     assert sweep_claims.meets_full(table)[0].endswith("LoRA falls short.")
+    shifted = table.assign(eval_loss=table["eval_loss"] + (table["rank"] == 1) * (0.004 * table["seed"] - 0.19))
+    assert "perhaps by less than 0.02" in sweep_claims.meets_full(shifted)[0]
+    rising = table.assign(eval_loss=table["eval_loss"] + (table["targets"] == "attention") / table["learning_rate"])
+    assert "another may change that" in sweep_claims.attention_or_mlp(rising)[0]
 
 
 def test_one_seed_and_noise_leave_it_open(tmp_path):

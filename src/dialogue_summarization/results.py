@@ -63,7 +63,7 @@ def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
         "devices": ", ".join(places),
         "data": f"`{first.config.data_fingerprint}`",
         "base model": f"{Path(first.config.model).name}, `{first.config.model_fingerprint}`",
-        "versions": ", ".join(f"{name} {first.environment.get(name, '?')}" for name in VERSIONS),
+        "versions": ", ".join(f"{name} {_each(made, name)}" for name in VERSIONS),
         "runs": ", ".join(f"{label(run)} `{run.config.key}`" for run in made),
     }
     parts = [
@@ -82,6 +82,10 @@ def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
         "\n".join(f"- {name}: {value}" for name, value in about.items()),
     ]
     return "\n\n".join(parts).replace(" (reference)", "") + "\n"  # the file lies beside the records themselves
+
+
+def _each(made: Sequence[runs.Run], name: str) -> str:
+    return " and ".join(sorted({run.environment.get(name, "?") for run in made}))
 
 
 def write(made: Sequence[runs.Run], test: datasets.Dataset, folder: Path) -> list[Path]:

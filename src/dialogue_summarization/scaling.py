@@ -172,7 +172,7 @@ def measured(found: Sequence[Comparison]) -> pd.DataFrame:
             "exchange, ms": _number(several.get("all_reduce_milliseconds"), 2),
             "peak GiB on one": _gib(one.get("peak_memory_bytes_each", ())),
             "peak GiB each": _gib(several["peak_memory_bytes_each"]),
-            "device": several["device"],
+            "device": several["device"] + (f", {several['gib']:g} GiB of each" if "gib" in several else ""),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
 

@@ -2,8 +2,12 @@
 
 The claims are those of Schulman et al. 2025, "LoRA Without Regret". Each is judged on validation loss, which shows
 smaller differences than ROUGE. Several seeds stand behind each, every one with its own sample of dialogues, start and
-order: differences are taken seed by seed, and their 95 % interval is Student's t over seeds. Where the interval leaves
-it open, the sentence says that the grid cannot tell.
+order, all validated on the same dialogues: differences are taken seed by seed, and their 95 % interval is Student's t
+over seeds. Where the interval leaves it open, the sentence says that the grid cannot tell.
+
+What a rate may come out as is bounded by the grid: with the middle of three rates lowest, the parabola through them
+ends no further than halfway to its neighbours. Its interval is over seeds and knows nothing of that error, so the
+sentences name the rates of the grid too.
 """
 
 from collections.abc import Sequence
@@ -83,7 +87,8 @@ def ten_times(table: pd.DataFrame) -> list[str]:
             else "not about ten times" if factor.low > TEN[1] or factor.high < TEN[0]
             else CANNOT
         )  # fmt: skip
-        lines.append(f"{_title(best, name)}: the best rate divided by full's is {factor:.2g}: {said}.")
+        tried = f"lowest loss at a rate of {_lowest(best, name)}, full's at {_lowest(best, 'full')}"
+        lines.append(f"{_title(best, name)}: {tried}; in between, divided by full's, {factor:.2g}: {said}.")
     return lines or [NO_GRID]
 
 
@@ -110,10 +115,26 @@ def by_rank(table: pd.DataFrame) -> list[str]:
     doubled = best[(best["targets"] == "all linear") & (best["alpha"] == 2 * best["rank"]) & (best["alpha"] != ALPHA)]
     doubled = doubled.sort_values("rank")
     if len(doubled) > 1:
-        change = doubled["rate"].iloc[-1] / doubled["rate"].iloc[0]
-        beyond = "; one of them lies at the end of those tried" if doubled["edge"].any() else ""
-        lines.append(f"With alpha = 2 x rank it changes by a factor of {change:.2g} (one seed, no interval{beyond}).")
+        (_, first), *_, (_, last) = doubled.iterrows()
+        ends = ", a bound, since a best rate lies at the end of those tried" if doubled["edge"].any() else ""
+        both = " to ".join(f"{point['rate']:.2g} at rank {point['rank']:.0f}" for point in (first, last))
+        change = f"a factor of {last['rate'] / first['rate']:.2g} (one seed{ends})"
+        lines.append(f"With alpha = 2 x rank it goes from {both}, {change}.")
     return lines
+
+
+def lowest_losses(table: pd.DataFrame) -> str:
+    """The lowest loss of each set of layers over all ranks, and full fine-tuning's, of the seed that all have."""
+    best = best_rates(table)
+    best = best[(best["seed"] == best["seed"].min()) & (best["alpha"].isna() | (best["alpha"] == ALPHA))]
+    if best.empty:
+        return NO_GRID
+    lowest = best.loc[best.groupby(best["targets"].fillna("full"))["eval_loss"].idxmin()]
+    said = []
+    for _, point in lowest.sort_values("eval_loss").iterrows():
+        name = "full" if point["method"] == "full" else f"{point['targets']} (rank {point['rank']:.0f})"
+        said.append(f"{name} {point['eval_loss']:.3f}{', at the end of the rates tried' if point['edge'] else ''}")
+    return f"Lowest loss over all ranks and rates, one seed: {'; '.join(said)}."
 
 
 def attention_or_mlp(table: pd.DataFrame) -> list[str]:
@@ -128,8 +149,8 @@ def attention_or_mlp(table: pd.DataFrame) -> list[str]:
         for name in (name for name in names if targets[name] == "attention"):
             gap = _gap(best, name, mlp)
             said = "attention falls short" if gap.low > 0 else "attention does better" if gap.high < 0 else CANNOT
-            if best.loc[(best["method"] == name) & (best["points"] >= 3), "edge"].any():
-                said += "; its best rate lies at the end of those tried"
+            if gap.low > 0 and best.loc[(best["method"] == name) & (best["points"] >= 3), "edge"].any():
+                said = "attention is behind, but its best rate lies at the end of those tried: another may change that"
             both = " against ".join(f"{_title(best, one)} ({weights[one]:,.0f} weights)" for one in (name, mlp))
             lines.append(f"{both}: difference in loss {gap:+.3f}: {said}.")
     return lines or [NO_GRID]
@@ -145,7 +166,8 @@ def meets_full(table: pd.DataFrame) -> list[str]:
         gap = _gap(best, name, "full")
         said = (
             f"they meet within {MEET:g}" if gap.low > -MEET and gap.high < MEET
-            else "LoRA falls short" if gap.low > 0
+            else "LoRA falls short" if gap.low > MEET
+            else f"LoRA is behind, perhaps by less than {MEET:g}: whether they meet, {CANNOT}" if gap.low > 0
             else "LoRA does better" if gap.high < 0
             else CANNOT
         )  # fmt: skip
@@ -183,6 +205,12 @@ def _gap(best: pd.DataFrame, one: str, other: str) -> Estimate:
     """One method's lowest validation loss minus another's, over the seeds that both have."""
     losses = _wide(best, one, other, "eval_loss")
     return over_seeds(losses[one] - losses[other])
+
+
+def _lowest(best: pd.DataFrame, name: str) -> str:
+    """The rates, of those tried, with the lowest loss in each seed."""
+    rates = best.loc[(best["method"] == name) & (best["points"] >= 3), "learning_rate"].unique()
+    return " or ".join(f"{rate:.2g}" for rate in sorted(rates))
 
 
 def _title(best: pd.DataFrame, name: str) -> str:

@@ -40,7 +40,10 @@ def over_learning_rate(table: pd.DataFrame, targets: str = "all linear") -> Figu
 
 
 def over_rank(table: pd.DataFrame) -> Figure:
-    """Validation loss and ROUGE-L over the rank, each point at its best rate by loss, a line a set of targets."""
+    """Validation loss and ROUGE-L over the rank, each point at its best rate by loss, a line a set of targets.
+
+    A hollow marker: the best rate is the lowest or highest that was tried. The band is full's, of all seeds.
+    """
     figure, both = panels(2, width=5.2)
     best = best_rates(table)
     full = best[best["method"] == "full"]
@@ -49,13 +52,16 @@ def over_rank(table: pd.DataFrame) -> Figure:
             points = best[(best["targets"] == targets) & (best["alpha"] == ALPHA)]
             if len(points):
                 _line(ax, points, "rank", measure, label=targets, color=colour, marker=marker)
+                ends = _first(points)[lambda chosen: chosen["edge"]]
+                ax.plot(ends["rank"], ends[measure], marker, color="white", markeredgecolor=colour, zorder=3)
         if len(full):
             ax.axhline(_first(full)[measure].mean(), color=COLOURS["full"], linestyle="--", label="full")
+            ax.axhspan(full[measure].min(), full[measure].max(), color=COLOURS["full"], alpha=0.1)
         ranks = sorted(best["rank"].dropna().unique())
         ax.set(xscale="log", xlabel="rank", ylabel=title)
         ax.set_xticks(ranks, [f"{rank:.0f}" for rank in ranks])
         ax.minorticks_off()
-    both[0].set_title("Each at its best learning rate")
+    both[0].set_title("Each at the best rate tried (hollow: the last of them)")
     _legend_beside(both[1])
     return figure
 

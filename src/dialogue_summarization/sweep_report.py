@@ -160,11 +160,13 @@ def variants(systems: Sequence[System]) -> list[str]:
         lines.append(f"{name}: {gap.mean:+.1%} of {BALANCED}'s ROUGE-L, {between}: {said}.")
     if not lines:
         return ["No variants of LoRA are in the records: make the group methods."]
+    missing = [name for name in VARIANTS if name not in found]
     claim = "refuted" if beyond else "confirmed" if within == len(lines) else "neither confirmed nor refuted"
     return [
         *lines,
         f"Of {len(lines)} variants {within} are shown to lie within {NEAR:.0%} of plain LoRA and {beyond} beyond; of "
-        f"{len(lines) - within - beyond} {OPEN}. The claim is {claim} here.",
+        f"{len(lines) - within - beyond} {OPEN}. The claim is {claim} here."
+        + (f" Not tested: {', '.join(missing)}." if missing else ""),
     ]
 
 
