@@ -40,13 +40,13 @@ def build(tiny_models, tiny_data):
 def test_growth_measures_each_point_and_says_which_failed(build, monkeypatch):
     wanted = [
         growth.Point("length", tokens=48, batch_size=2),
-        growth.Point("length", tokens=480, batch_size=2),
+        growth.Point("length", tokens=1_500, batch_size=2),
         growth.Point("model", model="t5-base", batch_size=2, tokens=64),
         growth.Point("rank", rank=2, batch_size=2, tokens=48),
         growth.Point("rank", rank=4, batch_size=2, tokens=48),
     ]
     found = growth.measure(build, wanted, steps=3, warm_up=1)
-    assert [row["value"] for row in found] == [48, 480, "t5-base", 2, 4]
+    assert [row["value"] for row in found] == [48, 1_500, "t5-base", 2, 4]
     assert found[1]["step_seconds"] > found[0]["step_seconds"] > 0
     assert found[0]["trainable_parameters"] == found[0]["parameters"]
     assert found[4]["trainable_parameters"] == 2 * found[3]["trainable_parameters"] > 0

@@ -90,7 +90,9 @@ def test_claims_that_do_not_hold_are_refuted(tmp_path):
     assert sweep_claims.meets_full(table)[0].endswith("LoRA falls short.")
     shifted = table.assign(eval_loss=table["eval_loss"] + (table["rank"] == 1) * (0.004 * table["seed"] - 0.19))
     assert "perhaps by less than 0.02" in sweep_claims.meets_full(shifted)[0]
-    rising = table.assign(eval_loss=table["eval_loss"] + (table["targets"] == "attention") / table["learning_rate"])
+    attention, rising = table["targets"] == "attention", table.copy()
+    rising.loc[attention, "eval_loss"] += 0.3
+    rising.loc[attention & (rising["learning_rate"] > max(GRID_RATES)), "eval_loss"] = 1.74
     assert "another may change that" in sweep_claims.attention_or_mlp(rising)[0]
 
 
@@ -160,7 +162,7 @@ def test_variants_are_held_against_plain_lora(sweep_folder):
     assert dora.startswith("dora: ") and dora.endswith("within 2%.")
     assert rslora.endswith("the test dialogues cannot tell.") and pissa.endswith("further away than 2%.")
     assert "Of 3 variants 1 are shown to lie within 2% of plain LoRA and 1 beyond; of 1" in claim
-    assert claim.endswith("The claim is refuted here.")
+    assert claim.endswith("The claim is refuted here. Not tested: lora-plus.")
 
 
 def test_the_table_of_methods(sweep_folder):

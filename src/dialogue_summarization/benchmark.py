@@ -160,7 +160,7 @@ def _train(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
         size = 4 * found["trainable_parameters"]
         seconds = exchange_seconds(size)
         found["all_reduce_milliseconds"] = round(1000 * seconds, 3)
-        found["bus_gigabytes"] = round(scaling.bus_gigabytes(size, processes.count(), seconds), 1)
+        found["bus_gigabytes"] = float(f"{scaling.bus_gigabytes(size, processes.count(), seconds):.3g}")
     return found
 
 
