@@ -1,6 +1,7 @@
-"""The command `study`, as a process of its own."""
+"""The command `study`: as a process of its own where that matters, else in this one."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -91,11 +92,10 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
         ("gpt_4o", "prediction", 0.3535, 0.1109, 0.2880),
     ],
 )
-def test_published_predictions_score_as_published(file, column, rouge1, rouge2, rouge_l):
-    path = PUBLISHED / f"{file}_dialogsum_predictions.csv"
-    done = command("score", path, "--dataset", SHARED / "dialogsum", "--split", "test", "--column", column, "--json")
-    assert done.returncode == 0, done.stderr
-    scores = json.loads(done.stdout)
+def test_published_predictions_score_as_published(file, column, rouge1, rouge2, rouge_l, capsys):
+    path, source = str(PUBLISHED / f"{file}_dialogsum_predictions.csv"), str(SHARED / "dialogsum")
+    assert cli.main(["score", path, "--dataset", source, "--split", "test", "--column", column, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
     assert [scores[name] for name in ("rouge1", "rouge2", "rougeL")] == pytest.approx(
         [rouge1, rouge2, rouge_l], abs=5e-4
     )
@@ -120,27 +120,32 @@ def test_score_by_id_whatever_the_order(tiny_data, tmp_path):
         (["prediction"], [["a"], ["b"]], ["2 rows", "15 references"]),
     ],
 )
-def test_predictions_that_do_not_fit_are_counted_and_named(tiny_data, tmp_path, header, rows, said):
-    done = command("score", write_csv(tmp_path / "p.csv", header, rows), "--dataset", tiny_data)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in said), done.stderr
+def test_predictions_that_do_not_fit_are_counted_and_named(tiny_data, tmp_path, capsys, header, rows, said):
+    path = write_csv(tmp_path / "p.csv", header, rows)
+    assert cli.main(["score", str(path), "--dataset", str(tiny_data)]) == 1
+    printed = capsys.readouterr().err
+    assert all(word in printed for word in said), printed
 
 
 @pytest.mark.parametrize(("name", "from_file"), [("full", True), ("lora-efficient", False)])
-def test_summarize_uses_the_trained_model(name, from_file, family_name, tiny_models, tiny_data, tmp_path):
+def test_summarize_uses_the_trained_model(
+    name, from_file, family_name, tiny_models, tiny_data, tmp_path, monkeypatch, capsys
+):
     tiny = tiny_experiment(tiny_models[family_name], tiny_data)
     run = study.run(tiny, experiments.method(name), outputs=tmp_path)
     dialogue = tiny_rows(1, start=20)[0]["dialogue"]
     (tmp_path / "dialogue.txt").write_text(dialogue, encoding="utf-8")
-    source = tmp_path / "dialogue.txt" if from_file else "-"
-    done = command("summarize", run.folder, source, input=None if from_file else dialogue)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == run.predictions["prediction"][0].strip()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(dialogue.encode())))
+    capsys.readouterr()
+    assert cli.main(["summarize", str(run.folder), str(tmp_path / "dialogue.txt") if from_file else "-"]) == 0
+    assert capsys.readouterr().out.strip() == run.predictions["prediction"][0].strip()
 
 
-def test_summarize_an_empty_dialogue_or_a_run_without_weights(tiny, tmp_path):
+def test_summarize_an_empty_dialogue(tiny, tmp_path, monkeypatch, capsys):
     run = study.run(tiny, experiments.method("zero-shot"), outputs=tmp_path)
-    assert "empty" in command("summarize", run.folder, "-", input=" \n").stderr
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
+    assert cli.main(["summarize", str(run.folder), "-"]) == 1
+    assert "empty" in capsys.readouterr().err
 
 
 def test_missing_summaries_can_be_scored_as_empty(tiny_data, tmp_path, capsys):
