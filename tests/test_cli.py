@@ -86,10 +86,13 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
 @pytest.mark.parametrize(
     "file, column, rouge1, rouge2, rouge_l",
     [
+        ("flan_t5_base", "original_model_summaries", 0.2333, 0.0761, 0.2015),
         ("flan_t5_base", "instruct_model_summaries", 0.4214, 0.1803, 0.3384),
         ("flan_t5_base", "peft_model_summaries", 0.4081, 0.1635, 0.3251),
         ("bart_large", "prediction", 0.4748, 0.2140, 0.3877),
         ("gpt_4o", "prediction", 0.3535, 0.1109, 0.2880),
+        ("gpt_4", "prediction", 0.3496, 0.1235, 0.2899),
+        ("gpt_35", "prediction", 0.3290, 0.1246, 0.2665),
     ],
 )
 def test_published_predictions_score_as_published(file, column, rouge1, rouge2, rouge_l, capsys):

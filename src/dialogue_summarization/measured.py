@@ -32,7 +32,15 @@ EXPECTED = (
     *(f"fits-{gib}-packed" for gib in small_cards.CARDS), "growth", *whole_study.NAMES,
 )  # fmt: skip
 EPOCHS = 3  # of SmolLM2's training in `summary`
-HEADLINES = ("t5-base-full-plain", "t5-base-full", "t5-base-lora", "generate-beams1", "generate-beams4", "study")
+HEADLINES = {  # of `summary`: the record and what of it
+    "t5_plain_trainer_samples_per_s": ("t5-base-full-plain", "samples_per_second"),
+    "t5_full_batch64_samples_per_s": ("t5-base-full", "samples_per_second"),
+    "t5_lora_samples_per_s": ("t5-base-lora", "samples_per_second"),
+    "summaries_500_greedy_seconds": ("generate-beams1", "seconds"),
+    "summaries_500_beam4_seconds": ("generate-beams4", "seconds"),
+    "study_seconds": ("study", "seconds"),
+    "quickstart_cpu_seconds": ("quickstart-cpu", "seconds"),
+}
 
 
 def records(folder: str | Path = FOLDER) -> dict[str, dict[str, Any]]:
@@ -340,24 +348,15 @@ def summary(folder: str | Path = FOLDER, made: Sequence[Run] | None = None) -> d
         and entry["fast"] and entry.get("gpus", 1) == 1
     ]  # fmt: skip
     best = max(full, key=lambda entry: entry["samples_per_second"], default={})
-    devices = {entry["device"] for name, entry in found.items() if name in HEADLINES or entry == best}
-
-    def of(name: str, key: str) -> float | None:
-        return found.get(name, {}).get(key)
-
+    used = [found[name] for name, _ in HEADLINES.values() if name in found]
+    used += [best] if best else []
     return {
-        "device": ", ".join(sorted(devices)) or None,
-        "t5_plain_trainer_samples_per_s": of("t5-base-full-plain", "samples_per_second"),
-        "t5_full_batch64_samples_per_s": of("t5-base-full", "samples_per_second"),
+        "device": ", ".join(sorted({entry["device"] for entry in used})) or None,
+        **{headline: found.get(name, {}).get(key) for headline, (name, key) in HEADLINES.items()},
         "t5_full_samples_per_s": best.get("samples_per_second"),
-        "t5_lora_samples_per_s": of("t5-base-lora", "samples_per_second"),
         "t5_full_mfu": best.get("mfu"),
         "smollm2_full_3_epochs_seconds": _seconds(made, "full"),
         "smollm2_lora_3_epochs_seconds": _seconds(made, "lora-balanced"),
-        "summaries_500_greedy_seconds": of("generate-beams1", "seconds"),
-        "summaries_500_beam4_seconds": of("generate-beams4", "seconds"),
-        "study_seconds": of("study", "seconds"),
-        "quickstart_cpu_seconds": of("quickstart-cpu", "seconds"),
     }
 
 
