@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton", reason="Triton comes with PyTorch for Linux alone")
 
 from dialogue_summarization import biased_attention
-from dialogue_summarization.biased_attention import attend
+from dialogue_summarization.biased_attention import BiasedAttention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK = 64 if DEVICE == "cuda" else 16  # the interpreter is slow
@@ -66,7 +66,7 @@ def kept_by(seed, shape, chance):
 def test_output_and_gradients_are_those_of_plain_attention(kind, chance):
     inputs, others = tensors(kind)
     torch.manual_seed(5)
-    output = attend(*inputs, *others, chance)
+    output = BiasedAttention.apply(*inputs, *others, chance)
     torch.manual_seed(5)
     seed = int(torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=DEVICE))
     kept = kept_by(seed, (HEADS, output.shape[1], others[3]), chance)
@@ -83,7 +83,7 @@ def test_output_and_gradients_are_those_of_plain_attention(kind, chance):
 
 def test_each_call_drops_other_pairs():
     inputs, others = tensors("across")
-    first, second = (attend(*inputs, *others, 0.2) for _ in range(2))
+    first, second = (BiasedAttention.apply(*inputs, *others, 0.2) for _ in range(2))
     assert not torch.allclose(first, second)
 
 
@@ -92,7 +92,7 @@ def test_each_call_drops_other_pairs():
 def test_16_bits_are_as_exact_as_rounding_them(kind):
     (*parts, bias), others = tensors(kind)
     halves = [part.detach().bfloat16().requires_grad_() for part in parts]
-    output = attend(*halves, bias, *others, 0.0)
+    output = BiasedAttention.apply(*halves, bias, *others, 0.0)
     expected = plain(*halves, bias, *others, torch.ones(HEADS, output.shape[1], others[3], device=DEVICE), 0.0)
     inputs = halves if kind == "across" else [*halves, bias]
     slope = torch.randn_like(output)

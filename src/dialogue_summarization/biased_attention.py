@@ -15,6 +15,7 @@ contiguous.
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 
 BLOCK = 64  # queries and keys of a block of scores
 ALL = tl.constexpr(2**32)  # hashes; dropout drops those below LEAST
@@ -223,122 +224,54 @@ def _backward_bias(
     tl.store(dbias_ + pair, dbias, mask=(query < longest)[:, None] & (key < longest)[None, :])
 
 
-def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor,
-    query_bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    longest_queries: int,
-    longest_keys: int,
-    causal: bool,
-    chance: float,
-) -> torch.Tensor:
+class BiasedAttention(torch.autograd.Function):
     """softmax(q kᵀ + bias) v within each sequence, with dropout of the softmax.
 
-    Args:
+    Args, of `apply`:
         q: (1, tokens, heads, head size); the head size is a power of 2, at least 16.
-        k: As q, or another number of tokens where queries read other sequences than their own.
-        v: As k.
+        k, v: The same, or another number of tokens where queries read other sequences than their own.
         bias: (1, heads, longest, longest), of two positions in a sequence; empty where there is none.
-        query_bounds: int32, (sequences + 1,): sequence i is tokens `bounds[i]` to `bounds[i + 1]`; from 0 to the last
-            token. The queries of a sequence without keys read 0.
-        key_bounds: Those of k and v.
-        longest_queries: No sequence has more tokens to ask with; with a bias it is `longest`.
-        longest_keys: Nor to read.
+        query_bounds, key_bounds: int32, (sequences + 1,): sequence i is tokens `bounds[i]` to `bounds[i + 1]`; from 0
+            to the last token. The queries of a sequence without keys read 0.
+        longest_queries, longest_keys: No sequence has more tokens; with a bias both are `longest`.
         causal: Whether a query reads itself and what is before it alone.
         chance: Of dropout.
 
     Returns:
         As q.
     """
-    seed = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=q.device)
-    bias = bias.to(q.dtype)  # half to read, and rounded as autocast rounds it
-    q, k, v, bias = (part.contiguous() for part in (q, k, v, bias))
-    return _attention(
-        q, k, v, bias, seed, query_bounds, key_bounds, longest_queries, longest_keys, causal, int(chance * 2**32)
-    )[0]
 
+    @staticmethod
+    def forward(ctx, q, k, v, bias, query_bounds, key_bounds, longest_queries, longest_keys, causal, chance):
+        ctx.bias_dtype, bias = bias.dtype, bias.to(q.dtype)  # half to read, and rounded as autocast rounds it
+        q, k, v, bias = (part.contiguous() for part in (q, k, v, bias))
+        _, tokens, heads, size = q.shape
+        ctx.grids = [
+            (triton.cdiv(longest, BLOCK), heads, len(query_bounds) - 1) for longest in (longest_queries, longest_keys)
+        ]
+        ctx.sizes = (tokens, longest_keys)
+        ctx.blocks = {"CAUSAL": causal, "LEAST": int(chance * 2**32), "BLOCK": BLOCK, "SIZE": size}
+        seed = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=q.device)
+        out, total = torch.empty_like(q), q.new_empty((heads, tokens), dtype=torch.float32)
+        inputs, ctx.biased = (q, k, v, bias, seed, query_bounds, key_bounds), bias.numel() > 0
+        _forward[ctx.grids[0]](*inputs, out, total, *ctx.sizes, BIASED=ctx.biased, **ctx.blocks)
+        ctx.save_for_backward(*inputs, out, total)
+        return out
 
-# Operations of PyTorch, not an `autograd.Function`: a compiled block then calls them without looking inside.
-@torch.library.custom_op("dialogue_summarization::attend", mutates_args=())
-def _attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor,
-    seed: torch.Tensor,
-    query_bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    longest_queries: int,
-    longest_keys: int,
-    causal: bool,
-    least: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _, tokens, heads, size = q.shape
-    out, total = torch.empty_like(q), q.new_empty((heads, tokens), dtype=torch.float32)
-    grid = (triton.cdiv(longest_queries, BLOCK), heads, len(query_bounds) - 1)
-    _forward[grid](
-        q, k, v, bias, seed, query_bounds, key_bounds, out, total, tokens, longest_keys,
-        CAUSAL=causal, BIASED=bias.numel() > 0, LEAST=least, BLOCK=BLOCK, SIZE=size,
-    )  # fmt: skip
-    return out, total
-
-
-@_attention.register_fake
-def _(q, k, v, bias, seed, query_bounds, key_bounds, longest_queries, longest_keys, causal, least):
-    return torch.empty_like(q), q.new_empty((q.shape[2], q.shape[1]), dtype=torch.float32)
-
-
-@torch.library.custom_op("dialogue_summarization::attend_backward", mutates_args=())
-def _attention_backward(
-    slope: torch.Tensor,
-    out: torch.Tensor,
-    total: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor,
-    seed: torch.Tensor,
-    query_bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    longest_queries: int,
-    longest_keys: int,
-    causal: bool,
-    least: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    _, tokens, heads, size = q.shape
-    rows, columns = ((triton.cdiv(longest, BLOCK), heads, len(query_bounds) - 1)
-                     for longest in (longest_queries, longest_keys))  # fmt: skip
-    slope, inputs = slope.contiguous(), (q, k, v, bias, seed, query_bounds, key_bounds)
-    dq, dk, dv, mean = (torch.empty_like(part) for part in (q, k, v, total))
-    blocks = {"CAUSAL": causal, "LEAST": least, "BLOCK": BLOCK, "SIZE": size}
-    biased = bias.numel() > 0
-    _backward_queries[rows](*inputs, out, total, slope, mean, dq, tokens, longest_keys, BIASED=biased, **blocks)
-    _backward_keys[columns](*inputs, total, slope, mean, dk, dv, tokens, longest_keys, BIASED=biased, **blocks)
-    if not biased:
-        return dq, dk, dv, torch.empty_like(bias)
-    parts = q.new_empty((PARTS, *bias.shape[1:]), dtype=torch.float32)
-    _backward_bias[rows[0] * columns[0], heads, PARTS](
-        *inputs[:6], total, slope, mean, parts, len(query_bounds) - 1, tokens, longest_keys, **blocks, PARTS=PARTS
-    )
-    return dq, dk, dv, parts.sum(dim=0, keepdim=True).to(bias.dtype)
-
-
-@_attention_backward.register_fake
-def _(slope, out, total, q, k, v, bias, *_):
-    return tuple(torch.empty_like(part) for part in (q, k, v, bias))
-
-
-def _keep(ctx, inputs, output):
-    *tensors, longest_queries, longest_keys, causal, least = inputs
-    ctx.numbers = (longest_queries, longest_keys, causal, least)
-    ctx.save_for_backward(*output, *tensors)
-
-
-def _slopes(ctx, slope, _):
-    return *_attention_backward(slope, *ctx.saved_tensors, *ctx.numbers), *[None] * 7
-
-
-_attention.register_autograd(_slopes, setup_context=_keep)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        *inputs, out, total = ctx.saved_tensors
+        (q, k, v, bias, _, bounds, _), slope = inputs, slope.contiguous()
+        dq, dk, dv, mean = (torch.empty_like(part) for part in (q, k, v, total))
+        blocks, (rows, columns) = ctx.blocks | {"BIASED": ctx.biased}, ctx.grids
+        _backward_queries[rows](*inputs, out, total, slope, mean, dq, *ctx.sizes, **blocks)
+        _backward_keys[columns](*inputs, total, slope, mean, dk, dv, *ctx.sizes, **blocks)
+        dbias = None
+        if ctx.biased and ctx.needs_input_grad[3]:
+            parts = q.new_empty((PARTS, *bias.shape[1:]), dtype=torch.float32)
+            _backward_bias[rows[0] * columns[0], q.shape[2], PARTS](
+                *inputs[:6], total, slope, mean, parts, len(bounds) - 1, *ctx.sizes, **ctx.blocks, PARTS=PARTS
+            )
+            dbias = parts.sum(dim=0, keepdim=True).to(ctx.bias_dtype)
+        return dq, dk, dv, dbias, *[None] * 6

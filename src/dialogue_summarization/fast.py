@@ -1,6 +1,7 @@
 """What makes a training step faster on a CUDA card, and leaves it the same step. Measured in GPU_OPTIMIZATION_GUIDE.md.
 
-- Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them.
+- Compiled blocks: each transformer block is compiled by itself, and one compilation serves all of them. Of T5, whose
+  blocks take minutes to compile for any shape, the parts for which it pays.
 - Packed sequences, for decoder-only models and T5: the dialogues of a batch in one row, attention within each alone, no
   padding. T5's attention, which has a bias, is one kernel (module `biased_attention`).
 - A CUDA graph of forward and backward pass for each shape: the card is launched once a step instead of thousands of
@@ -21,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKED, BIASED = "packed", "biased"  # the attention implementations registered below
+COMPILED_OF_T5 = ("T5LayerNorm", "T5LayerFF")
 SEEN_BEFORE_CAPTURE = 2  # steps of a shape that run as usual, and compile, before its graph is captured
 
 
@@ -97,10 +99,10 @@ def biased_attention(
         if causal:
             bias = bias + torch.full((longest, longest), float("-inf")).triu(1)
         return _one_by_one(query, key, value, bounds, key_bounds, bias, dropout_p=dropout, scale=scaling), None
-    from . import biased_attention as kernel  # Triton is there where a card is
+    from .biased_attention import BiasedAttention  # Triton is there where a card is
 
     parts = (part.transpose(1, 2) for part in (query, key, value))
-    return kernel.attend(
+    return BiasedAttention.apply(
         *parts, position_bias, bounds, key_bounds, longest, longest_key, causal, dropout
     ), None  # fmt: skip
 
@@ -184,7 +186,7 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
         for module in network.modules():
             if type(module).__name__ == "T5LayerNorm":
                 module.register_forward_hook(_rounded)
-            if type(module).__name__ == "T5Block":
+            if type(module).__name__ in COMPILED_OF_T5:
                 module.compile(dynamic=True)
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = False  # to fp32, for autocast to cast it back
