@@ -208,13 +208,12 @@ def test_repeats_are_of_the_best_points(tmp_path):
     assert {point.seed for point in again} == {1, 2}
     assert sorted({point.learning_rate for point in again if not point.lora}) == [3e-4, 1e-3, 3e-3]
     assert {point.learning_rate for point in again if point.lora.get("targets") == "MLP"} == {2e-3}
-    best = {"oft": 1.0, "ia3": 1.1, "dora": 1.2, "full": 3.0}
     methods = sweep_points.group("methods", chosen, 12_460, tmp_path)
     runs.write_csv(tmp_path / "methods.csv", table_of(
-        methods, lambda point: best.get(point.method.name, 2.0) + point.learning_rate))  # fmt: skip
+        methods, lambda point: 2 + point.learning_rate))  # fmt: skip
     again = sweep_points.group("methods-repeats", chosen, 12_460, tmp_path).points
     assert [point.method.name for point in again] == [
-        name for name in ("full", "lora-balanced", "oft", "ia3", "dora") for _ in range(2)
+        name for name in ("full", "lora-balanced", "lora-all-linear", *sweep_points.VARIANTS) for _ in range(2)
     ]
     first = {point.method.name: point.learning_rate for point in reversed(methods.points)}
     assert all(point.learning_rate == first[point.method.name] for point in again)

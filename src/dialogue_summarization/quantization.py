@@ -4,6 +4,7 @@ What is quantized are the linear layers of the blocks; embeddings and norms stay
 """
 
 import importlib.util
+import logging
 import warnings
 from typing import Any
 
@@ -38,6 +39,8 @@ def load_arguments(quantization: str | None) -> dict[str, Any]:
             f"or pip install bitsandbytes."
         )
     if quantization == "int8":
+        # It would say of every layer and every pass that inputs are rounded to fp16, thousands of lines a minute.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:
         config = BitsAndBytesConfig(

@@ -16,11 +16,10 @@ from .experiments import EXPERIMENTS, ConfigurationError
 from .report import HEADINGS, with_interval
 from .rouge import TYPES
 from .significance import compare, holm, resampled_means
-from .sweep_points import GROUPS, group
+from .sweep_points import GROUPS, VARIANTS, group
 from .systems import System
 
 BALANCED = "lora-balanced"
-VARIANTS = ("dora", "rslora", "pissa", "lora-plus")  # LoRA with one thing changed, on the same layers
 NEAR = 0.02  # of plain LoRA's score: "within 1 to 2 %" (Lee et al. 2026, arXiv 2602.04998)
 OPEN = "the test dialogues cannot tell"
 
