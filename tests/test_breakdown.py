@@ -58,7 +58,7 @@ def test_each_dialogue_is_in_one_group(quickstart):
     ours = systems.of_runs(made, test)
     for by in ("length", "turns", "topic"):
         table = breakdown.breakdown(ours, test, by)
-        assert table["dialogues"].sum() == len(test) == 40
+        assert table["dialogues"].sum() == len(test) == 16
         means = [float(cell.split()[0]) for cell in table[ours[1].name]]
         assert np.average(means, weights=table["dialogues"].astype(int)) == pytest.approx(
             ours[1].score("rougeL"), abs=1e-3
@@ -137,7 +137,7 @@ def test_result_files_hold_what_the_records_hold(quickstart, tmp_path):
     assert (table["rougeL_low"] < table["rougeL"]).all() and (table["rougeL"] < table["rougeL_high"]).all()
     text = (tmp_path / "results.md").read_text("utf-8")
     for said in (
-        "rouge_score:0.1.2|stem:yes|refs:mean3|lsum:sentences|n:40|bs:10000|seed:0",
+        "rouge_score:0.1.2|stem:yes|refs:mean3|lsum:sentences|n:16|bs:10000|seed:0",
         "b179c9523d0e6a0f",
         "lead-3",
     ):

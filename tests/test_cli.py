@@ -168,7 +168,7 @@ def test_score_and_compare_print_the_figures_of_the_notebook(capsys):
     places = [str(run.folder) for run in made]
     assert cli.main(["score", places[0], "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
-    assert scored["rougeL"] == pytest.approx(made[0].metrics["rougeL"], abs=1e-6) and scored["dialogues"] == 40
+    assert scored["rougeL"] == pytest.approx(made[0].metrics["rougeL"], abs=1e-6) and scored["dialogues"] == 16
     assert [scored["rougeL_low"], scored["rougeL_high"]] == pytest.approx(systems[1].interval("rougeL"), abs=1e-6)
     assert cli.main(["compare", *places]) == 0
     printed = capsys.readouterr().out

@@ -129,7 +129,7 @@ def test_marks_and_line_ends_of_windows_change_nothing(tmp_path, start, end, suf
 
 @pytest.mark.parametrize(("changes", "name", "dialogues"), [
     ({"limit": 4}, "quickstart-limit4", {"train": 4, "validation": 4, "test": 4}),
-    ({"limit": 100}, "quickstart-limit100", {"train": 80, "validation": 12, "test": 40}),
+    ({"limit": 100}, "quickstart-limit100", {"train": 20, "validation": 8, "test": 16}),
     ({"dataset": "/some/my-talks"}, "quickstart-my-talks", {}),
     ({"dataset": "me/talks", "limit": 2}, "quickstart-talks-limit2", {"train": 2, "validation": 2, "test": 2}),
 ])  # fmt: skip
