@@ -24,9 +24,9 @@ from dialogue_summarization import (
     training,
 )
 
-KILLED_AT = 5  # the step of 9 that one process does not survive
+KILLED_AT = 5  # the step of 6 that one process does not survive
 STOPPED_AT = 8  # the step of 10, in the second of two epochs, at which a run is interrupted that then goes on
-LINE = ("quickstart", "--runs", "full,lora-balanced", "--gpus", "2")
+LINE = ("smollm2-dialogsum", "--runs", "full,lora-balanced", "--gpus", "2")
 
 
 def experiment(model, dataset):

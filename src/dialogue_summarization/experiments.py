@@ -95,7 +95,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             dialogues={"train": 20, "validation": 8, "test": 16},
             max_prompt_tokens=512,
             generation=Generation(max_new_tokens=50),  # the longest reference has 49
-            # All of it in five minutes on 2 CPU cores: few dialogues, and a step after each. Rates and batch were chosen
+            # All of it in five minutes on 2 CPU cores: few dialogues, a step after each. Rates and batch were chosen
             # on validation and dialogues left out of training.
             settings={
                 "full": Settings(1e-4, epochs=1, batch_size=1, select_by="loss"),
