@@ -33,10 +33,11 @@ EPOCHS, LEAST_STEPS = 3, 100
 MORE_SEEDS = (1, 2)
 
 VARIANTS = ("dora", "rslora", "pissa", "lora-plus")  # LoRA with one thing changed, on the same layers
+REPEATED = ("full", "lora-balanced", "lora-all-linear", *VARIANTS)  # what the claims rest on
 # The slow ones last: their steps are not compiled.
 COMPARED = (
-    "lora-balanced", "full", "lora-all-linear", *VARIANTS, "vera", "lokr", "oft", "ia3",
-    "layernorm-tuning", "last-2-blocks", "last-4-blocks", "prompt-tuning", "prefix-tuning", "qlora-nf4", "qlora-int8",
+    *REPEATED, "vera", "lokr", "oft", "ia3", "layernorm-tuning", "last-2-blocks", "last-4-blocks", "prompt-tuning",
+    "prefix-tuning", "qlora-nf4", "qlora-int8",
 )  # fmt: skip
 
 
@@ -97,15 +98,14 @@ def methods(experiment: Experiment, pairs: int, outputs: Path) -> Group:
 
 
 def methods_repeats(experiment: Experiment, pairs: int, outputs: Path) -> Group:
-    """Two more seeds, at their best rates, of what the claims rest on: full, LoRA, and its variants."""
+    """Two more seeds of `REPEATED`, at their best rates."""
     table = _made(outputs, "methods")
     best = table.loc[sweep_records.score(table).groupby(table["method"]).idxmax()]
     rates = best.set_index("method")["learning_rate"]
-    names = ("full", "lora-balanced", "lora-all-linear", *VARIANTS)
-    if missing := [name for name in names if name not in rates]:
+    if missing := [name for name in REPEATED if name not in rates]:
         raise ConfigurationError(f"methods.csv holds no point of {missing[0]}: make the group methods first.")
     return Group("methods-repeats", tuple(
-        Point(method(name), float(rates[name]), EPOCHS, QUARTER, seed) for name in names for seed in MORE_SEEDS
+        Point(method(name), float(rates[name]), EPOCHS, QUARTER, seed) for name in REPEATED for seed in MORE_SEEDS
     ), tested=True)  # fmt: skip
 
 
