@@ -33,7 +33,7 @@ def tensors(kind):
     torch.manual_seed(0)
     lengths = [[QUARTER * length - (length > 2) for length in each] for each in KINDS[kind]]
     bounds = [torch.tensor([0, *each]).cumsum(0).to(torch.int32).to(DEVICE) for each in lengths]
-    longest = [max(each) + 3 for each in lengths]
+    longest = [-(-max(each) // BLOCK) * BLOCK for each in lengths]
     q, k, v = (torch.randn(1, sum(lengths[row]), HEADS, SIZE) for row in (0, 1, 1))
     bias = torch.randn((0,) if kind == "across" else (1, HEADS, longest[0], longest[0]))
     return [part.to(DEVICE).requires_grad_() for part in (q, k, v, bias)], [*bounds, *longest, kind == "decoder"]

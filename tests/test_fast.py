@@ -128,3 +128,14 @@ def test_t5_prepared_has_the_loss_and_gradients_of_plain_steps(tiny_models, tiny
     with fast.eager(network):
         assert not any(module._compiled_call_impl for module in network.modules())
     assert any(module._compiled_call_impl for module in network.modules())
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_t5_bias_by_distance_is_its_own(stack):
+    attention = getattr(tiny_network("t5").double(), stack).block[0].layer[0].SelfAttention
+    own, ours = attention.compute_bias(300, 300), fast.bias_of_distances(attention, 300)
+    assert torch.equal(ours, own)
+    slope = torch.randn_like(own)
+    table = attention.relative_attention_bias.weight
+    found, wanted = (torch.autograd.grad(bias, table, slope)[0] for bias in (ours, own))
+    torch.testing.assert_close(found, wanted)
