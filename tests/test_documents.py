@@ -25,6 +25,7 @@ from dialogue_summarization import (
     experiments,
     figures,
     measured,
+    quantized,
     report,
     results,
     runs,
@@ -175,11 +176,19 @@ def swept():
     return f"{lines}\n\n{table}\n\n{left}{about}\n\n{made(known.to_dict('records'))}"
 
 
+def quantized_bases():
+    """Bases in 8 and 4 bits beside fp32: writing, and under an adapter."""
+    weights, points = measured.records()["weights"]["bytes"], sweep_report.load(SWEEP, "methods")
+    tables = [report.to_markdown(table) for table in (quantized.writing(weights), quantized.training(points))]
+    return "\n\n".join(tables)
+
+
 GUIDE = {
     "benchmarks": lambda: report.to_markdown(benchmark.table(measured.records())),
     "cards": lambda: report.to_markdown(measured.advice(measured.records())),
     "tried": lambda: report.to_markdown(measured.tried()),
     "choosing": swept,
+    "quantized": quantized_bases,
     "two-gpus": two_gpus,
     "two-gpus-study": two_gpus_study,
 }
@@ -192,6 +201,7 @@ def test_the_guides_tables_are_those_of_the_benchmarks(name):
 
 
 FIGURES = {  # what each is drawn from, and how
+    measured.FOLDER / "growth.png": (lambda: measured.records()["growth"], measured.growth_figure),
     measured.TWO_GPUS / "two-gpus.png": (compared, figures.several_gpus),
     SWEEP / "rates.png": (lambda: sweep_report.load(SWEEP, "grid"), sweep_figures.over_learning_rate),
     SWEEP / "ranks.png": (lambda: sweep_report.load(SWEEP, "grid"), sweep_figures.over_rank),
@@ -202,6 +212,8 @@ def drawn(source):
     """A hash over what a figure is drawn from."""
     if isinstance(source, pd.DataFrame):
         content = source.to_json()
+    elif isinstance(source, dict):
+        content = json.dumps(source)
     else:
         content = json.dumps([(each.name, each.several, each.one, each.predicted) for each in source])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -24,10 +24,24 @@ import transformers
 from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainingArguments
 
-from . import data, experiments, growth, hardware, models, processes, runs, scaling, shapes, small_cards, whole_study
+from . import (
+    data,
+    experiments,
+    growth,
+    hardware,
+    models,
+    processes,
+    quantization,
+    runs,
+    scaling,
+    shapes,
+    small_cards,
+    whole_study,
+)
 from .base_models import title
 from .experiments import Generation, Settings
 from .generation import summarize
+from .packaged import ModelError
 from .parallel import exchange_seconds, is_sharded, trainer_class
 from .tokenization import T5, EncoderDecoder
 from .training import CHECKPOINTING, encode, train_alone, training_arguments
@@ -224,6 +238,16 @@ def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str
     }
 
 
+def measure_weights() -> dict[str, Any]:
+    """Bytes that the packaged model's weights take in fp32, and in each quantized form that this machine can hold."""
+    chosen, found = experiments.EXPERIMENTS["smollm2-dialogsum"], {}
+    for name in quantization.ZERO_SHOT:
+        with contextlib.suppress(ModelError):
+            network = models.load(chosen, experiments.method(name).quantization).network
+            found[name] = quantization.weight_bytes(network)
+    return {"name": "weights", "bytes": found}
+
+
 def measure_small_card(name: str, splits: datasets.DatasetDict) -> dict[str, Any]:
     """What `small_cards.measure` finds, for the name `fits-8` or `fits-8-packed`."""
     gib, _, packed = name.removeprefix("fits-").partition("-")
@@ -278,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is named, and write it to `outputs/benchmarks`."""
     parser = argparse.ArgumentParser("benchmark", description=__doc__)
     names = ", ".join((*ENTRIES, *shapes.NAMES, *whole_study.NAMES))
-    names += ", growth, generate-beams1, fits-8 (GiB), fits-8-packed"
+    names += ", growth, weights, generate-beams1, fits-8 (GiB), fits-8-packed"
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {names}, ...")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM)
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
@@ -301,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = whole_study.measure(name, options.dataset)
         elif name == "growth":
             found = measure_growth()
+        elif name == "weights":
+            found = measure_weights()
         elif name.startswith("fits-"):
             found = measure_small_card(name, splits)
         else:

@@ -256,16 +256,14 @@ def overlaps(dialogues: Iterable[str], others: Iterable[str], n: int = 8) -> lis
         words = fold(text).split()
         return {" ".join(words[start : start + n]) for start in range(len(words) - n + 1)}
 
-    places = defaultdict(set)
-    for number, other in enumerate(others):
-        for gram in ngrams(other):
-            places[gram].add(number)
-    shares = []
-    for dialogue in dialogues:
-        counts: dict[int, int] = defaultdict(int)
-        grams = ngrams(dialogue)
-        for gram in grams:
-            for number in places.get(gram, ()):
-                counts[number] += 1
-        shares.append(max(counts.values(), default=0) / max(len(grams), 1))
-    return shares
+    grams = [ngrams(dialogue) for dialogue in dialogues]
+    owners = defaultdict(list)
+    for number, own in enumerate(grams):
+        for gram in own:
+            owners[gram].append(number)
+    most = [0] * len(grams)
+    for other in others:
+        shared = Counter(number for gram in owners.keys() & ngrams(other) for number in owners[gram])
+        for number, count in shared.items():
+            most[number] = max(most[number], count)
+    return [count / max(len(own), 1) for count, own in zip(most, grams, strict=True)]

@@ -15,6 +15,7 @@ from . import hardware
 from .packaged import ModelError
 
 CPU = "int8-cpu"
+ZERO_SHOT = ("zero-shot", "zero-shot-int8", "zero-shot-nf4", "zero-shot-int8-cpu")  # runs that differ in the base alone
 
 
 def load_arguments(quantization: str | None) -> dict[str, Any]:
@@ -72,6 +73,12 @@ def to_int8(network: PreTrainedModel) -> PreTrainedModel:
 def int8_layers(network: torch.nn.Module) -> list[torch.nn.Module]:
     """What `to_int8` made of linear layers."""
     return [part for part in network.modules() if type(part).__module__.startswith("torch.ao.nn.quantized.dynamic")]
+
+
+def weight_bytes(network: PreTrainedModel) -> int:
+    """Bytes that the weights take as they are held; tied ones count once, an int8 layer's scales are left out."""
+    packed = sum(part.in_features * part.out_features for part in int8_layers(network))
+    return packed + network.get_memory_footprint()
 
 
 def count_weights(network: torch.nn.Module) -> int:
