@@ -24,6 +24,8 @@ from dialogue_summarization import (
     data,
     experiments,
     figures,
+    growth_report,
+    headlines,
     measured,
     quantized,
     report,
@@ -70,7 +72,7 @@ def table(name):
 
 def flan_t5():
     """What was measured of FLAN-T5-base's shape, as a prediction for its study."""
-    found = measured.records()["t5-base-full-batch32"]
+    found, by_heart = (measured.records()[name] for name in ("t5-base-full-batch32", "t5-overfit-full"))
     settings = experiments.EXPERIMENTS["flan-t5-base-dialogsum"].settings["full"]
     assert settings.batch_size == found["batch_size"]
     rate, peak = found["samples_per_second"], found["peak_memory_bytes"] / GIB
@@ -78,7 +80,9 @@ def flan_t5():
         f"*Predicted*, from [FLAN-T5-base's shape with random weights](outputs/benchmarks/{found['name']}.json) on one "
         f"{found['device']}: `full` trains on {rate:,.0f} dialogues a second, so {settings.epochs:g} epochs of 12,460 "
         f"take {12_460 * settings.epochs / rate:.0f} s behind half a minute of compiling, with {peak:.1f} GiB at the "
-        f"peak. Writing summaries comes on top; how long T5 takes for it was not measured."
+        f"peak. Writing summaries comes on top; how long T5 takes for it was not measured. It learns: "
+        f"{by_heart['pairs']} pairs were known by heart after {by_heart['steps']:,} steps of every weight, with "
+        f"ROUGE-1 {by_heart['rouge1']:.3f} ([record](outputs/benchmarks/{by_heart['name']}.json))."
     )
 
 
@@ -201,7 +205,7 @@ def test_the_guides_tables_are_those_of_the_benchmarks(name):
 
 
 FIGURES = {  # what each is drawn from, and how
-    measured.FOLDER / "growth.png": (lambda: measured.records()["growth"], measured.growth_figure),
+    measured.FOLDER / "growth.png": (lambda: measured.records()["growth"], growth_report.figure),
     measured.TWO_GPUS / "two-gpus.png": (compared, figures.several_gpus),
     SWEEP / "rates.png": (lambda: sweep_report.load(SWEEP, "grid"), sweep_figures.over_learning_rate),
     SWEEP / "ranks.png": (lambda: sweep_report.load(SWEEP, "grid"), sweep_figures.over_rank),
@@ -270,7 +274,7 @@ def test_commands_are_known():
 
 
 if __name__ == "__main__":
-    runs.write_json(measured.FOLDER / "summary.json", measured.summary())
+    runs.write_json(measured.FOLDER / "summary.json", headlines.summary())
     blocks = [("GPU_OPTIMIZATION_GUIDE.md", name, written()) for name, written in GUIDE.items()]
     for path, (source, draw) in FIGURES.items():
         draw(source()).savefig(path, dpi=110, metadata={"Source": drawn(source())})

@@ -6,7 +6,17 @@ import pandas as pd
 import pytest
 from conftest import tiny_experiment
 
-from dialogue_summarization import benchmark, experiments, growth, measured, models, runs, whole_study
+from dialogue_summarization import (
+    benchmark,
+    experiments,
+    growth,
+    growth_report,
+    headlines,
+    measured,
+    models,
+    runs,
+    whole_study,
+)
 from dialogue_summarization.memory import GIB
 from dialogue_summarization.trainer_parts import GroupedByLength
 
@@ -69,8 +79,8 @@ def test_the_benchmark_writes_growth_under_the_devices_name(build, monkeypatch):
 @pytest.mark.parametrize("on_card", [True, False])
 def test_one_thing_changes_at_a_time(on_card):
     wanted = growth.points(on_card)
-    assert {point.question for point in wanted} == set(measured.QUESTIONS)
-    for question in measured.QUESTIONS:
+    assert {point.question for point in wanted} == set(growth_report.QUESTIONS)
+    for question in growth_report.QUESTIONS:
         some = [point for point in wanted if point.question == question]
         names = {"length": "tokens", "batch": "batch_size"}
         for name in {"tokens", "batch_size", "model", "rank"} - {names.get(question, question)}:
@@ -127,12 +137,12 @@ def test_gains_are_those_of_pairs_of_records(tmp_path):
 
 def test_figures_of_growth_have_memory_where_it_was_measured(build):
     rows = growth.measure(build, [growth.Point(question, rank=2 if question == "rank" else None, tokens=48)
-                                  for question in measured.QUESTIONS], 1, 0)  # fmt: skip
-    assert len(measured.growth_figure({"device": "CPU", "points": rows}).axes) == 4
+                                  for question in growth_report.QUESTIONS], 1, 0)  # fmt: skip
+    assert len(growth_report.figure({"device": "CPU", "points": rows}).axes) == 4
     with_memory = [row | {"peak_memory_bytes": 9 * GIB} for row in rows]
-    assert len(measured.growth_figure({"device": "H100", "points": with_memory}).axes) == 8
-    assert list(measured.growth_table({"points": with_memory})["peak GiB"]) == ["9.0"] * 4
-    assert "failed" in measured.growth_table({"points": [*rows, {**rows[0], "failed": "OutOfMemoryError: x"}]})
+    assert len(growth_report.figure({"device": "H100", "points": with_memory}).axes) == 8
+    assert list(growth_report.table({"points": with_memory})["peak GiB"]) == ["9.0"] * 4
+    assert "failed" in growth_report.table({"points": [*rows, {**rows[0], "failed": "OutOfMemoryError: x"}]})
 
 
 def test_padding_is_what_is_not_filled():
@@ -146,7 +156,7 @@ def test_padding_is_what_is_not_filled():
 
 def test_the_summary_is_that_of_the_committed_records():
     committed = json.loads((measured.FOLDER / "summary.json").read_text("utf-8"))
-    assert committed == measured.summary(), "run python tests/test_documents.py"
+    assert committed == headlines.summary(), "run python tests/test_documents.py"
     assert committed["t5_full_samples_per_s"] >= committed["t5_full_batch64_samples_per_s"] > 100
     log = pd.read_csv(runs.OUTPUTS / "reference" / "smollm2-dialogsum" / "full" / "seed-0" / "training_log.csv")
     after = log[(log["epoch"] >= 3) & (log["epoch"] < 3.1)]["seconds"]

@@ -1,6 +1,7 @@
 """Bases in 4 and 8 bits learn through an adapter and come back; where they cannot run, the error says so."""
 
 import importlib.util
+import zipfile
 
 import pytest
 import torch
@@ -54,6 +55,16 @@ def test_int8_on_a_cpu_writes_close_to_what_fp32_writes(tiny, family_name, tmp_p
     assert (exact - close).abs().mean() < 0.05 * exact.abs().mean()
     weights = sum(weight.numel() for weight in tiny_network(family_name).parameters())
     assert models.count_parameters(network)["parameters"] == weights
+
+
+@pytest.mark.skipif(hardware.device().type != "cpu", reason="for a CPU alone")
+@pytest.mark.parametrize("kind", [None, "int8-cpu"])
+def test_weights_take_what_a_file_of_them_takes(tiny, tmp_path, kind):
+    network = models.load(tiny, kind).network
+    torch.save(network.state_dict(), tmp_path / "weights")
+    with zipfile.ZipFile(tmp_path / "weights") as file:
+        stored = sum(part.file_size for part in file.infolist() if "/data/" in part.filename)
+    assert quantization.weight_bytes(network) == pytest.approx(stored, rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8"])

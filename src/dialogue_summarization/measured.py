@@ -31,16 +31,6 @@ EXPECTED = (
     *benchmark.ENTRIES, "generate-beams1", "generate-beams4", *(f"fits-{gib}" for gib in small_cards.CARDS),
     *(f"fits-{gib}-packed" for gib in small_cards.CARDS), "growth", *whole_study.NAMES,
 )  # fmt: skip
-EPOCHS, PAIRS = 3, 12_460  # of SmolLM2's training in `summary`
-HEADLINES = {  # of `summary`: the record and what of it
-    "t5_plain_trainer_samples_per_s": ("t5-base-full-plain", "samples_per_second"),
-    "t5_full_batch64_samples_per_s": ("t5-base-full", "samples_per_second"),
-    "t5_lora_samples_per_s": ("t5-base-lora", "samples_per_second"),
-    "summaries_500_greedy_seconds": ("generate-beams1", "seconds"),
-    "summaries_500_beam4_seconds": ("generate-beams4", "seconds"),
-    "study_seconds": ("study", "seconds"),
-    "quickstart_cpu_seconds": ("quickstart-cpu", "seconds"),
-}
 
 
 def records(folder: str | Path = FOLDER) -> dict[str, dict[str, Any]]:
@@ -239,72 +229,6 @@ def losses_figure(found: dict[str, Any], name: str = "smollm2-lora") -> Figure:
     return figure
 
 
-QUESTIONS = {
-    "length": "tokens in a pair",
-    "batch": "pairs in a batch",
-    "model": "model",
-    "rank": "LoRA's rank",
-}
-
-
-def growth_figure(record: dict[str, Any]) -> Figure:
-    """Seconds a step, and memory where it was measured, of a record of module `growth`; with limits drawn in.
-
-    The dashed line is what the card's arithmetic would take alone, 6 operations a weight and token; dotted lines are
-    what small cards leave.
-    """
-    done = [point for point in record["points"] if "failed" not in point]
-    with_memory = any("peak_memory_bytes" in point for point in done)
-    figure, axes = figures.panels(4, width=3, height=2.6, rows=1 + with_memory)
-    peak = next((rate for card, rate in benchmark.PEAK_FLOPS.items() if card in record["device"]), None)
-    for column, (question, called) in enumerate(QUESTIONS.items()):
-        some = [point for point in done if point["question"] == question]
-        values = [point["value"] for point in some]
-        places = range(len(values)) if question == "model" else values
-        axes[column].plot(places, [point["step_seconds"] for point in some], "s-", color="#1b3a6b")
-        if peak and question in ("length", "batch"):
-            least = [6 * one["parameters"] * one["tokens"] * one["batch_size"] / peak for one in some]
-            axes[column].plot(places, least, "--", color="#9a9a9a")
-        shown = [axes[column]]
-        if with_memory:
-            below = axes[4 + column]
-            below.plot(places, [point["peak_memory_bytes"] / GIB for point in some], "D-", color="#d9603b")
-            for gib in small_cards.CARDS:
-                if gib < below.get_ylim()[1]:
-                    below.axhline(gib - memory.CONTEXT / GIB, color="black", linestyle=":", linewidth=0.8)
-            shown.append(below)
-        for ax in shown:
-            ax.margins(0.08)
-            ax.set(xlabel=called, ylim=(0, None))
-            if question == "model":
-                ax.set_xticks(places, values)
-    axes[0].set(ylabel="seconds a step")
-    if with_memory:
-        axes[4].set(ylabel="peak GiB")
-    return figure
-
-
-def growth_table(record: dict[str, Any]) -> pd.DataFrame:
-    """The same as figures, a row a point."""
-    rows = [
-        {"what changes": point["question"], "to": str(point["value"]), "pairs × tokens":
-         f"{point['batch_size']} × {point['tokens']}", "seconds a step": _or(point, "step_seconds", "{:.3f}"),
-         "ms a pair": f"{1000 * point['step_seconds'] / point['batch_size']:.0f}" if "step_seconds" in point else "–",
-         "peak GiB": f"{point['peak_memory_bytes'] / GIB:.1f}" if "peak_memory_bytes" in point else "–",
-         "failed": point.get("failed", "").partition(":")[0]}
-        for point in record["points"]
-    ]  # fmt: skip
-    return (
-        pd.DataFrame(rows)
-        .set_index("what changes")
-        .drop(columns=[] if any("failed" in point for point in record["points"]) else ["failed"])
-    )
-
-
-def _or(entry: dict[str, Any], key: str, form: str) -> str:
-    return form.format(entry[key]) if key in entry else "–"
-
-
 def data_figure(made: Sequence[Run]) -> Figure:
     """Seconds of training against the pairs seen, from the logs of runs."""
     figure, (ax,) = figures.panels()
@@ -327,49 +251,3 @@ def padding(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
     """The share of positions that are padding where each batch, of indices, is padded to its longest; 0 to 1."""
     held = sum(len(batch) * max(lengths[number] for number in batch) for batch in batches)
     return 1 - sum(lengths[number] for batch in batches for number in batch) / held
-
-
-def summary(folder: str | Path = FOLDER, made: Sequence[Run] | None = None) -> dict[str, Any]:
-    """The headline figures of the records in one flat object, one GPU each; None where a record is missing.
-
-    `device` names all that they were measured on; the records say which is which. SmolLM2's seconds for three epochs of
-    DialogSum are of the benchmarks' steady state; `..._with_compiling` are read from the logs of the study's runs.
-
-    Args:
-        folder: Where the records are.
-        made: The study's runs; the committed ones where it is None.
-    """
-    found = records(folder)
-    made = runs.collect("smollm2-dialogsum", "nowhere") if made is None else made
-    full = [
-        entry for entry in found.values()
-        if (entry.get("model"), entry.get("method")) == ("t5-base", "full") and "samples_per_second" in entry
-        and entry["fast"] and entry.get("gpus", 1) == 1
-    ]  # fmt: skip
-    best = max(full, key=lambda entry: entry["samples_per_second"], default={})
-    names = [*(name for name, _ in HEADLINES.values()), "smollm2-full", "smollm2-lora"]
-    used = [found[name] for name in names if name in found]
-    used += [best] if best else []
-    return {
-        "device": ", ".join(sorted({entry["device"] for entry in used})) or None,
-        **{headline: found.get(name, {}).get(key) for headline, (name, key) in HEADLINES.items()},
-        "t5_full_samples_per_s": best.get("samples_per_second"),
-        "t5_full_mfu": best.get("mfu"),
-        "smollm2_full_3_epochs_seconds": _steady_seconds(found, "smollm2-full"),
-        "smollm2_lora_3_epochs_seconds": _steady_seconds(found, "smollm2-lora"),
-        "smollm2_full_3_epochs_seconds_with_compiling": _seconds(made, "full"),
-        "smollm2_lora_3_epochs_seconds_with_compiling": _seconds(made, "lora-balanced"),
-    }
-
-
-def _steady_seconds(found: dict[str, Any], name: str) -> float | None:
-    """Seconds that three epochs of DialogSum's training pairs take at a record's rate."""
-    return round(EPOCHS * PAIRS / found[name]["samples_per_second"], 2) if name in found else None
-
-
-def _seconds(made: Sequence[Run], name: str) -> float | None:
-    """Seconds of training until the end of the third epoch; of the first seed there is."""
-    for run in sorted(made, key=lambda run: run.config.seed):
-        if run.name == name and run.log["epoch"].max() >= EPOCHS:
-            return float(run.log.loc[run.log["epoch"] >= EPOCHS - 1e-6, "seconds"].iloc[0])
-    return None
