@@ -72,7 +72,8 @@ def table(name):
 
 def flan_t5():
     """What was measured of FLAN-T5-base's shape, as a prediction for its study."""
-    found, by_heart = (measured.records()[name] for name in ("t5-base-full-batch32", "t5-overfit-full"))
+    records = measured.records()
+    found, by_heart = records["t5-base-full-batch32"], records["t5-overfit-full"]
     settings = experiments.EXPERIMENTS["flan-t5-base-dialogsum"].settings["full"]
     assert settings.batch_size == found["batch_size"]
     rate, peak = found["samples_per_second"], found["peak_memory_bytes"] / GIB

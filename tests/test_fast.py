@@ -7,6 +7,7 @@ import torch
 from conftest import save_tiny, tiny_experiment, tiny_network, tiny_rows
 
 from dialogue_summarization import experiments, fast, models, shapes
+from dialogue_summarization.generation import summarize
 
 
 @pytest.fixture(params=["t5", "bart", "llama"])
@@ -128,6 +129,18 @@ def test_t5_prepared_has_the_loss_and_gradients_of_plain_steps(tiny_models, tiny
     with fast.eager(network):
         assert not any(module._compiled_call_impl for module in network.modules())
     assert any(module._compiled_call_impl for module in network.modules())
+
+
+def test_summaries_are_written_without_what_was_compiled(tiny):
+    def refuse(graph, inputs):
+        raise AssertionError("compiled")
+
+    model = models.load(tiny)
+    for block in fast.blocks(model.network):
+        block.compile(backend=refuse)
+    texts = summarize(model, ["#Person1#: Hello."], tiny.generation, progress=False)
+    assert texts == summarize(models.load(tiny), ["#Person1#: Hello."], tiny.generation, progress=False)
+    assert all(block._compiled_call_impl for block in fast.blocks(model.network))
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])

@@ -135,6 +135,12 @@ def test_gains_are_those_of_pairs_of_records(tmp_path):
     assert table["compiling pays after pairs"].iloc[0] == "3,333"
 
 
+def test_weights_are_measured_as_recorded():
+    found, recorded = benchmark.measure_weights()["bytes"], measured.records()["weights"]["bytes"]
+    assert {"zero-shot", "zero-shot-int8-cpu"} <= found.keys()
+    assert found == {name: recorded[name] for name in found}
+
+
 def test_figures_of_growth_have_memory_where_it_was_measured(build):
     rows = growth.measure(build, [growth.Point(question, rank=2 if question == "rank" else None, tokens=48)
                                   for question in growth_report.QUESTIONS], 1, 0)  # fmt: skip

@@ -41,6 +41,7 @@ from . import (
 from .base_models import title
 from .experiments import Generation, Settings
 from .generation import summarize
+from .methods import UNTRAINED
 from .packaged import ModelError
 from .parallel import exchange_seconds, is_sharded, trainer_class
 from .tokenization import T5, EncoderDecoder
@@ -166,9 +167,9 @@ def _train(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
         "steps_a_loss": arguments.logging_steps,
     }
     flops = flops_a_sample(model, rows)
-    peak_flops = next((rate for card, rate in PEAK_FLOPS.items() if card in hardware.describe()["device"]), None)
-    if peak_flops and entry.method == "full":
-        found["mfu"] = round(samples * flops / (peak_flops * processes.count()), 4)
+    peak = peak_flops(hardware.describe()["device"])
+    if peak and entry.method == "full":
+        found["mfu"] = round(samples * flops / (peak * processes.count()), 4)
     if processes.count() > 1 and not sharded:
         trainer.model.zero_grad()
         size = 4 * found["trainable_parameters"]
@@ -176,6 +177,11 @@ def _train(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
         found["all_reduce_milliseconds"] = round(1000 * seconds, 3)
         found["bus_gigabytes"] = float(f"{scaling.bus_gigabytes(size, processes.count(), seconds):.3g}")
     return found
+
+
+def peak_flops(device: str) -> float | None:
+    """Operations a second that a card of that name is sold with, where it is in `PEAK_FLOPS`."""
+    return next((rate for card, rate in PEAK_FLOPS.items() if card in device), None)
 
 
 def flops_a_sample(model: models.Model, rows: datasets.Dataset) -> float:
@@ -241,7 +247,7 @@ def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str
 def measure_weights() -> dict[str, Any]:
     """Bytes that the packaged model's weights take in fp32, and in each quantized form that this machine can hold."""
     chosen, found = experiments.EXPERIMENTS["smollm2-dialogsum"], {}
-    for name in quantization.ZERO_SHOT:
+    for name in UNTRAINED:
         with contextlib.suppress(ModelError):
             network = models.load(chosen, experiments.method(name).quantization).network
             found[name] = quantization.weight_bytes(network)

@@ -142,7 +142,7 @@ def summarize(
         return longest() * fitting.fewer("writing summaries of")(_count(most))
 
     try:
-        with inference(model.network):
+        with fast.eager(model.network), inference(model.network):
             fitting.with_less(write, tokens or fitting.generation_tokens(model.network, generation.num_beams), smaller)
     finally:
         bar.close()

@@ -25,7 +25,7 @@ def figure(record: dict[str, Any]) -> Figure:
     done = [point for point in record["points"] if "failed" not in point]
     with_memory = any("peak_memory_bytes" in point for point in done)
     drawn, axes = figures.panels(4, width=3, height=2.6, rows=1 + with_memory)
-    peak = next((rate for card, rate in benchmark.PEAK_FLOPS.items() if card in record["device"]), None)
+    peak = benchmark.peak_flops(record["device"])
     for column, (question, called) in enumerate(QUESTIONS.items()):
         some = [point for point in done if point["question"] == question]
         values = [point["value"] for point in some]

@@ -102,4 +102,5 @@ METHODS: dict[str, Method] = {
         Method("zero-shot-int8-cpu", trains=False, quantization="int8-cpu"),
     )
 }  # fmt: skip
+UNTRAINED = tuple(name for name, method in METHODS.items() if not method.trains)  # they differ in the base alone
 STUDY_RUNS = ("zero-shot", "full", "lora-efficient", "lora-balanced", "lora-high-performance")

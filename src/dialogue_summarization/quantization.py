@@ -15,7 +15,6 @@ from . import hardware
 from .packaged import ModelError
 
 CPU = "int8-cpu"
-ZERO_SHOT = ("zero-shot", "zero-shot-int8", "zero-shot-nf4", "zero-shot-int8-cpu")  # runs that differ in the base alone
 
 
 def load_arguments(quantization: str | None) -> dict[str, Any]:
@@ -77,14 +76,17 @@ def int8_layers(network: torch.nn.Module) -> list[torch.nn.Module]:
 
 def weight_bytes(network: PreTrainedModel) -> int:
     """Bytes that the weights take as they are held; tied ones count once, an int8 layer's scales are left out."""
-    packed = sum(part.in_features * part.out_features for part in int8_layers(network))
-    return packed + network.get_memory_footprint()
+    return _in_int8(network) + network.get_memory_footprint()
 
 
 def count_weights(network: torch.nn.Module) -> int:
     """How many weights there are, those that are packed included. Tied weights count once."""
-    packed = sum(part.in_features * part.out_features for part in int8_layers(network))
-    return packed + sum(weight.numel() * _packed_in(weight) for weight in network.parameters())
+    return _in_int8(network) + sum(weight.numel() * _packed_in(weight) for weight in network.parameters())
+
+
+def _in_int8(network: torch.nn.Module) -> int:
+    """Weights of `int8_layers`, a byte each, which are no parameters."""
+    return sum(part.in_features * part.out_features for part in int8_layers(network))
 
 
 def _packed_in(weight: torch.Tensor) -> int:

@@ -7,7 +7,7 @@ import pandas as pd
 from . import runs, sweep_records
 from .measured import FOLDER
 from .memory import GIB
-from .quantization import ZERO_SHOT
+from .methods import UNTRAINED
 from .report import HEADINGS, with_interval
 from .rouge import TYPES
 from .significance import compare, interval
@@ -26,7 +26,7 @@ def writing(weights: dict[str, int], folder: Path = RECORDS) -> pd.DataFrame:
     rows = []
     for experiment in ("smollm2-dialogsum", "quickstart"):
         base = None
-        for name in ZERO_SHOT:
+        for name in UNTRAINED:
             place = folder / experiment / name / "seed-0"
             if not place.exists():
                 continue

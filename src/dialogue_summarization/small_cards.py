@@ -16,7 +16,7 @@ import transformers
 from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 
-from . import fast, fitting, hardware, models
+from . import fitting, hardware, models
 from .experiments import EXPERIMENTS, Generation, Settings
 from .generation import summarize
 from .memory import CONTEXT, GIB
@@ -109,7 +109,7 @@ def _run(
     dialogues = sorted(splits["test"]["dialogue"], key=len, reverse=True)[:LONGEST]
     _reset()
     start = time.perf_counter()
-    with hardware.PeakMemory() as peak, fast.eager(model.network):
+    with hardware.PeakMemory() as peak:
         summarize(model, dialogues, replace(generation), progress=False)
     found |= {"generate_seconds": round(time.perf_counter() - start, 1), "generate_bytes": peak.bytes}
     return found | _reserved("generate")

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from . import data, experiments, fast, hardware, models, report, rouge, runs, study, sweep_points, sweep_records
+from . import data, experiments, hardware, models, report, rouge, runs, study, sweep_points, sweep_records
 from .experiments import ConfigurationError, Experiment
 from .packaged import ModelError
 from .sweep_points import Group, Point
@@ -200,8 +200,7 @@ def _trained(trainer: SummarizationTrainer, job: study.Job) -> dict[str, object]
     trainer.train()
     row = {"loss": [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]}
     row["eval_loss"] = trainer.evaluate()["eval_loss"]
-    with fast.eager(trainer.model):
-        texts = trainer.summaries(list(trainer.validation["dialogue"]))
+    texts = trainer.summaries(list(trainer.validation["dialogue"]))
     scores = rouge.means(texts, list(trainer.validation["summaries"]))
     job.keep(trainer)
     costs = runs.read_json(job.partial / "training.json")
