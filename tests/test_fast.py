@@ -1,10 +1,12 @@
 """Batches of fixed shapes and packed attention are the plain step, only faster. On a GPU, CUDA graphs too."""
 
 import copy
+from functools import partialmethod
 
 import pytest
 import torch
 from conftest import save_tiny, tiny_experiment, tiny_network, tiny_rows
+from torch.nn import functional as F
 
 from dialogue_summarization import experiments, fast, models, shapes
 from dialogue_summarization.generation import summarize
@@ -152,3 +154,28 @@ def test_t5_bias_by_distance_is_its_own(stack):
     table = attention.relative_attention_bias.weight
     found, wanted = (torch.autograd.grad(bias, table, slope)[0] for bias in (ours, own))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("method", ["full", "lora-balanced"])
+def test_one_compilation_serves_all_blocks_and_packed_rows_of_any_length(monkeypatch, method):
+    def whole_row(query, key, value, bounds, key_bounds, **options):  # as a card's kernel it needs no lengths
+        return F.scaled_dot_product_attention(query, key, value, enable_gqa=True, **options).transpose(1, 2)
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    graphs = []
+    monkeypatch.setattr(fast, "_one_by_one", whole_row)
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=count))
+    network = models.adapt(tiny_network("llama"), experiments.method(method)).train()
+    fast.prepare(network, fast.PACKED)
+    for tokens in (64, 128, 192):
+        positions = torch.arange(tokens)[None]
+        bounds = torch.tensor([0, tokens], dtype=torch.int32)
+        network(
+            input_ids=positions, position_ids=positions, attention_mask=torch.zeros(1, 1, 1, 1), cu_seq_lens_q=bounds,
+            max_length_q=2048, use_cache=False,
+        ).logits.sum().backward()  # fmt: skip
+    assert len(graphs) == 1

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.fx.experimental._config
 from peft.tuners.lora import LoraLayer
+from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -213,6 +214,27 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
     for block in blocks(network):
         # Padded batches come in more shapes than packed ones, and adapters take minutes to compile for any shape.
         block.compile(dynamic=True if attention is None else None)
+        if attention == PACKED:
+            block._compiled_call_impl = _for_any_length(block._compiled_call_impl)
+    first = next(iter(blocks(network)), None)
+    if attention == PACKED and first and any(weight.requires_grad for weight in first.parameters()):
+        # The others get states that need a gradient, and a block is compiled anew for one that gets others.
+        base_of(network).enable_input_require_grads()
+
+
+def _for_any_length(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled block of which one compilation serves rows of any length: it would make one for the first row's too.
+
+    Calls it with the tensors marked that have the row's length, (1, tokens, ...): hidden states and positions.
+    """
+
+    def marked(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        for part in tree_leaves((hidden, args, kwargs)):
+            if torch.is_tensor(part) and part.shape[:2] == hidden.shape[:2]:
+                torch._dynamo.maybe_mark_dynamic(part, 1)
+        return call(hidden, *args, **kwargs)
+
+    return marked
 
 
 def _rounded(norm: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
