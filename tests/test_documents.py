@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shlex
 
@@ -32,6 +33,7 @@ from dialogue_summarization import (
     results,
     runs,
     scaling,
+    shapes,
     significance,
     sweep_claims,
     sweep_figures,
@@ -63,17 +65,18 @@ def reference(name):
 
 def table(name):
     """What the README shows of an experiment's records."""
-    made, test = reference(name)
-    results_table = report.results(made, test).rename(index=lambda label: label.removesuffix(" (reference)"))
-    device, date = made[0].environment["device"], made[0].date
-    about = f"`{report.signature(test)}`\n\nMade on {date}, device: {device} ({made[0].environment['system']})."
-    return f"{report.to_markdown(results_table)}\n\n{about}"
+    records, test = reference(name)
+    rows = report.results(records, test).rename(index=lambda label: label.removesuffix(" (reference)"))
+    about = f"`{report.signature(test)}`\n\n{made([run.environment for run in records])}"
+    return f"{report.to_markdown(rows)}\n\n{about}"
 
 
 def flan_t5():
     """What was measured of FLAN-T5-base's shape, as a prediction for its study."""
     records = measured.records()
-    found, by_heart = records["t5-base-full-batch32"], records["t5-overfit-full"]
+    found, by_heart, stable = (records[name] for name in ("t5-base-full-batch32", "t5-overfit-full", "t5-stable"))
+    adapters = [records[name] for name in shapes.ENTRIES if name != by_heart["name"]]
+    steps, losses = [one["steps"] for one in adapters], [one["loss"] for one in adapters]
     settings = experiments.EXPERIMENTS["flan-t5-base-dialogsum"].settings["full"]
     assert settings.batch_size == found["batch_size"]
     rate, peak = found["samples_per_second"], found["peak_memory_bytes"] / GIB
@@ -83,7 +86,15 @@ def flan_t5():
         f"take {12_460 * settings.epochs / rate:.0f} s behind half a minute of compiling, with {peak:.1f} GiB at the "
         f"peak. Writing summaries comes on top; how long T5 takes for it was not measured. It learns: "
         f"{by_heart['pairs']} pairs were known by heart after {by_heart['steps']:,} steps of every weight, with "
-        f"ROUGE-1 {by_heart['rouge1']:.3f} ([record](outputs/benchmarks/{by_heart['name']}.json))."
+        f"ROUGE-1 {by_heart['rouge1']:.3f} ([record](outputs/benchmarks/{by_heart['name']}.json)). As the study trains "
+        f"it, in batches of {stable['batch_size']}, its loss falls over {stable['steps']} steps from "
+        f"{stable['first_tenth']:.2f} in the first tenth to {stable['last_tenth']:.2f} in the last, and goes on from a "
+        f"checkpoint where it was: {stable['loss_before']:.3f} before, {stable['loss_after']:.3f} after "
+        f"([record](outputs/benchmarks/{stable['name']}.json)). Adapters can do little for random weights that are "
+        f"frozen, the output layer among them: after {min(steps):,} to {max(steps):,} steps on those "
+        f"{by_heart['pairs']} pairs the presets' loss is {min(losses):.2f} to {max(losses):.2f}, as for a word out of "
+        f"{math.exp(min(losses)):,.0f} or more, and ROUGE {max(one['rouge1'] for one in adapters):g} "
+        f"([records](outputs/benchmarks/{adapters[0]['name']}.json))."
     )
 
 
@@ -191,6 +202,7 @@ def quantized_bases():
 GUIDE = {
     "benchmarks": lambda: report.to_markdown(benchmark.table(measured.records())),
     "cards": lambda: report.to_markdown(measured.advice(measured.records())),
+    "cards-packed": lambda: report.to_markdown(measured.advice(measured.records(), packed=True)),
     "tried": lambda: report.to_markdown(measured.tried()),
     "choosing": swept,
     "quantized": quantized_bases,

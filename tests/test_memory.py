@@ -10,7 +10,7 @@ from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialogue_summarization import benchmark, experiments, models, runs
+from dialogue_summarization import benchmark, experiments, models, runs, small_cards
 from dialogue_summarization.memory import (
     CONTEXT,
     GIB,
@@ -92,6 +92,17 @@ def test_the_study_fits_on_small_cards(name, gib):
     assert found.bytes < room and found.micro_batch >= 2
     assert evaluation_bytes(found.evaluation_batch, SHAPES[name], lengths) < room
     assert found.checkpointing == (name == "t5-base-full" and gib == 6)
+
+
+@pytest.mark.parametrize("steps", ["", "-packed"])
+@pytest.mark.parametrize("gib", small_cards.CARDS)
+def test_every_run_of_the_study_stayed_within_a_card_as_planned(gib, steps):
+    found = json.loads((runs.OUTPUTS / "benchmarks" / f"fits-{gib}{steps}.json").read_text())["runs"]
+    assert len(found) == len(SHAPES) and not any("failed" in run for run in found)
+    for run in found:
+        assert run["micro_batch"] == run["planned"]["micro_batch"]  # it was not halved
+        assert max(run["train_reserved_bytes"], run["generate_reserved_bytes"]) <= gib * GIB - CONTEXT
+        assert run["train_bytes"] <= 1.1 * run["planned"]["bytes"]
 
 
 shapes = st.builds(

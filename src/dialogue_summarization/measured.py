@@ -77,7 +77,8 @@ def tried(folder: Path = FOLDER) -> pd.DataFrame:
     """What was tried for T5's steps on the way, a row each, and what stayed."""
     kept = {name: one for name, one in records(folder).items() if name in ("t5-base-full", "t5-base-lora")}
     steps = "norms and feed-forward layers compiled, the tuned kernel, packed batches, graphs: what stayed"
-    rows = [*records(folder / "tried").values(), *(one | {"what": steps} for one in kept.values())]
+    rows = [one for one in records(folder / "tried").values() if one["model"] == "t5-base"]
+    rows += [one | {"what": steps} for one in kept.values()]
     return pd.DataFrame([{
         "run": one["method"],
         "steps": one["what"],
@@ -153,9 +154,9 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
     return pd.DataFrame(rows).set_index("model")
 
 
-def advice(found: dict[str, Any]) -> pd.DataFrame:
+def advice(found: dict[str, Any], packed: bool = False) -> pd.DataFrame:
     """`cards` for reading at a glance: a row a card, a column a run; with the H100 that the guide measures on."""
-    table = cards(found, (*small_cards.CARDS, LARGE))
+    table = cards(found, (*small_cards.CARDS, LARGE), packed)
     rows: dict[str, dict[str, str]] = {}
     for model, row in table.iterrows():
         took = row["measured GiB"]

@@ -61,9 +61,9 @@ class Overfit:
 
 ENTRIES = {
     "t5-overfit-full": Overfit("full", 3e-4, 200),
-    "t5-overfit-lora-efficient": Overfit("lora-efficient", 1e-3, 120),
-    "t5-overfit-lora-balanced": Overfit("lora-balanced", 1e-3, 120),
-    "t5-overfit-lora-high-performance": Overfit("lora-high-performance", 1e-3, 120),
+    "t5-overfit-lora-efficient": Overfit("lora-efficient", 1e-2, 90),
+    "t5-overfit-lora-balanced": Overfit("lora-balanced", 1e-2, 90),
+    "t5-overfit-lora-high-performance": Overfit("lora-high-performance", 1e-2, 90),
 }
 NAMES = (*ENTRIES, STABLE)
 
