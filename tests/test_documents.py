@@ -19,7 +19,6 @@ from PIL import Image
 
 from dialogue_summarization import (
     __version__,
-    benchmark,
     cli,
     comparison,
     data,
@@ -40,6 +39,7 @@ from dialogue_summarization import (
     sweep_points,
     sweep_report,
     systems,
+    throughput,
 )
 from dialogue_summarization.memory import GIB
 
@@ -200,7 +200,7 @@ def quantized_bases():
 
 
 GUIDE = {
-    "benchmarks": lambda: report.to_markdown(benchmark.table(measured.records())),
+    "benchmarks": lambda: report.to_markdown(throughput.table(measured.records())),
     "cards": lambda: report.to_markdown(measured.advice(measured.records())),
     "cards-packed": lambda: report.to_markdown(measured.advice(measured.records(), packed=True)),
     "tried": lambda: report.to_markdown(measured.tried()),

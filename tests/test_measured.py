@@ -15,6 +15,7 @@ from dialogue_summarization import (
     measured,
     models,
     runs,
+    throughput,
     whole_study,
 )
 from dialogue_summarization.memory import GIB
@@ -69,7 +70,7 @@ def test_growth_measures_each_point_and_says_which_failed(build, monkeypatch):
 
 
 def test_the_benchmark_writes_growth_under_the_devices_name(build, monkeypatch):
-    monkeypatch.setattr(benchmark, "_fresh", build)
+    monkeypatch.setattr(throughput, "build", build)
     monkeypatch.setattr(growth, "points", lambda on_card: [growth.Point("batch", batch_size=1, tokens=48)])
     found = benchmark.measure_growth()
     assert found["name"] == "growth-cpu" and found["points"][0]["samples_per_second"] > 0
@@ -117,7 +118,7 @@ def test_what_is_missing_is_named_with_its_command(tmp_path):
         "uv run python -m dialogue_summarization.benchmark growth t5-base-full --dataset PATH"
     )
     assert measured.missing(found, ["fits-8"]) == "Nothing is missing."
-    known = {*benchmark.ENTRIES, *whole_study.NAMES, "growth"}
+    known = {*throughput.ENTRIES, *whole_study.NAMES, "growth"}
     assert all(name in known or name.startswith(("fits-", "generate-beams")) for name in measured.EXPECTED)
 
 

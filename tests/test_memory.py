@@ -10,7 +10,7 @@ from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialogue_summarization import benchmark, experiments, models, runs, small_cards
+from dialogue_summarization import experiments, models, runs, small_cards, throughput
 from dialogue_summarization.memory import (
     CONTEXT,
     GIB,
@@ -151,7 +151,7 @@ def test_a_shape_is_read_from_the_model(tiny_models, tiny_data, family_name):
 
 def test_a_shape_is_that_of_the_benchmarks_model():
     with torch.device("meta"):
-        assert shape_of(benchmark.t5("t5-base")) == flan_t5_base()
+        assert shape_of(throughput.t5("t5-base")) == flan_t5_base()
 
 
 def test_lengths_are_those_of_the_pairs():

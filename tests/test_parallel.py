@@ -27,6 +27,7 @@ from dialogue_summarization import (
     runs,
     scaling,
     study,
+    throughput,
 )
 from dialogue_summarization.trainer_parts import GroupedByLength
 
@@ -185,10 +186,10 @@ def test_the_benchmark_measures_the_same_training_by_two(places, said):
 
 
 def test_memory_that_a_capped_card_lacks_is_recorded(places, monkeypatch, tmp_path):
-    def build(entry):
+    def build(name, method):
         raise hardware.NotEnoughMemory("Out of memory at step 1: not one dialogue can be trained on.")
 
-    monkeypatch.setattr(benchmark, "build", build)
+    monkeypatch.setattr(throughput, "build", build)
     benchmark.main(["t5-xl-full", "--dataset", str(places[2]), "--outputs", str(tmp_path)])
     found = json.loads((tmp_path / "t5-xl-full.json").read_text("utf-8"))
     assert found["failed"].startswith("NotEnoughMemory: Out of memory at step 1") and found["gib"] == 42
@@ -196,7 +197,7 @@ def test_memory_that_a_capped_card_lacks_is_recorded(places, monkeypatch, tmp_pa
 
 def test_an_xl_is_sharded_between_two_cards_of_42_gib_and_fits(monkeypatch):
     with torch.device("meta"):
-        network = benchmark.t5("t5-xl")
+        network = throughput.t5("t5-xl")
     assert network.num_parameters() == base_models.BASE_MODELS["flan-t5-xl"].parameters
     monkeypatch.setattr(hardware, "memory", lambda: 42 * hardware.GIB)
     monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))

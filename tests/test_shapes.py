@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_network
 
-from dialogue_summarization import benchmark, data, experiments, models, shapes
+from dialogue_summarization import benchmark, data, experiments, models, shapes, throughput
 from dialogue_summarization.tokenization import T5
 
 SIZE = 300  # of the network's vocabulary: fewer than the tokenizer's 400, so that ids are folded
@@ -19,16 +19,16 @@ def splits(tiny_data):
 
 @pytest.fixture
 def tiny_shape(tiny_models, monkeypatch):
-    """`benchmark.build` with a tiny T5, whose dropout is as large as FLAN-T5's."""
+    """`throughput.build` with a tiny T5, whose dropout is as large as FLAN-T5's."""
 
-    def build(entry):
-        assert entry.model == "t5-base"
+    def build(name, method):
+        assert name == "t5-base"
         tokenizer, _ = models.load_family(str(tiny_models["t5"]), experiments.experiment("quickstart"))
         network = tiny_network("t5", SIZE, dropout=0.1)
-        network = models.adapt(network, experiments.method(entry.method))
+        network = models.adapt(network, experiments.method(method))
         return shapes.folded(models.Model(network, tokenizer, T5(tokenizer, 256, 0)))
 
-    monkeypatch.setattr(benchmark, "build", build)
+    monkeypatch.setattr(throughput, "build", build)
     monkeypatch.setattr(shapes, "PAIRS", 16)
     return build
 
@@ -55,10 +55,10 @@ def test_lora_trains_its_adapter_alone_until_the_clock_ends_it(tiny_shape, split
 
 
 def test_a_failure_is_recorded_with_what_was_found_before(splits, monkeypatch):
-    def build(entry):
+    def build(name, method):
         raise torch.OutOfMemoryError("no room\nfor it")
 
-    monkeypatch.setattr(benchmark, "build", build)
+    monkeypatch.setattr(throughput, "build", build)
     monkeypatch.setattr(shapes, "PAIRS", 16)
     for name in shapes.NAMES:
         found = benchmark.measure_shape(name, splits)
@@ -67,7 +67,7 @@ def test_a_failure_is_recorded_with_what_was_found_before(splits, monkeypatch):
 
 
 def test_a_checkpoint_goes_on_with_the_loss_it_had(tiny_shape, splits):
-    build = benchmark._fresh
+    build = throughput.build
     found = {}
     for part in shapes.stable(splits, build, steps=300, more=20, batch_size=8):
         found |= part
@@ -77,7 +77,7 @@ def test_a_checkpoint_goes_on_with_the_loss_it_had(tiny_shape, splits):
 
 
 def test_ids_are_folded_alike_in_what_is_read_and_learned(tiny_shape, splits):
-    model = benchmark._fresh("t5-base", "full")
+    model = throughput.build("t5-base", "full")
     plain = model.family.tokenizer
     words = max(plain.get_vocab().values())
     assert words >= SIZE and [model.family.fold(token) for token in (0, 4, 5, SIZE - 1)] == [0, 4, 5, SIZE - 1]
@@ -90,7 +90,7 @@ def test_ids_are_folded_alike_in_what_is_read_and_learned(tiny_shape, splits):
 
 @pytest.mark.parametrize("method", ["full", "lora-balanced"])
 def test_without_dropout_a_model_in_training_repeats_itself(tiny_shape, method):
-    network = benchmark._fresh("t5-base", method).network.train()
+    network = throughput.build("t5-base", method).network.train()
     ids = torch.arange(10).reshape(1, 10) + 5
 
     def logits():

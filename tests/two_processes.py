@@ -20,6 +20,7 @@ from dialogue_summarization import (
     processes,
     shapes,
     study,
+    throughput,
     trainer_parts,
     training,
 )
@@ -76,17 +77,17 @@ def measure(llama, dataset, folder):
     What may be taken of a card is set aside, where there is none, and which is then too small for that shape.
     """
     entries = (
-        benchmark.Entry("smollm2-full-plain", "smollm2", batch_size=4, steps=12, warm_up=2),
-        benchmark.Entry("smollm2-lora", "smollm2", "lora-balanced", batch_size=4, steps=6, warm_up=2),
-        benchmark.Entry("t5-xl-full", "t5-xl", batch_size=4, fast=False, steps=6, warm_up=2, gib=40),
+        throughput.Entry("smollm2-full-plain", "smollm2", batch_size=4, steps=12, warm_up=2),
+        throughput.Entry("smollm2-lora", "smollm2", "lora-balanced", batch_size=4, steps=6, warm_up=2),
+        throughput.Entry("t5-xl-full", "t5-xl", batch_size=4, fast=False, steps=6, warm_up=2, gib=40),
     )
     line = ["--dataset", str(dataset), "--outputs", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(experiments.EXPERIMENTS, "smollm2-dialogsum", tiny_experiment(llama, dataset))
-        patch.setitem(benchmark.T5_SHAPES, "t5-xl", (32, 64, 2, 4))
-        usual = benchmark.t5
-        patch.setattr(benchmark, "t5", lambda shape: without_dropout(usual(shape)))
-        patch.setattr(benchmark, "ENTRIES", {entry.name: entry for entry in entries})
+        patch.setitem(throughput.T5_SHAPES, "t5-xl", (32, 64, 2, 4))
+        usual = throughput.t5
+        patch.setattr(throughput, "t5", lambda shape: without_dropout(usual(shape)))
+        patch.setattr(throughput, "ENTRIES", {entry.name: entry for entry in entries})
         patch.setattr(processes, "leave", processes.wait)
         benchmark.main(["smollm2-full-plain", "smollm2-lora", "generate-beams1", *line])
         if processes.count() == 1:

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import benchmark, figures, memory, small_cards
+from . import figures, memory, small_cards, throughput
 from .memory import GIB
 
 QUESTIONS = {
@@ -25,7 +25,7 @@ def figure(record: dict[str, Any]) -> Figure:
     done = [point for point in record["points"] if "failed" not in point]
     with_memory = any("peak_memory_bytes" in point for point in done)
     drawn, axes = figures.panels(4, width=3, height=2.6, rows=1 + with_memory)
-    peak = benchmark.peak_flops(record["device"])
+    peak = throughput.peak_flops(record["device"])
     for column, (question, called) in enumerate(QUESTIONS.items()):
         some = [point for point in done if point["question"] == question]
         values = [point["value"] for point in some]

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import benchmark, experiments, figures, memory, models, runs, small_cards, whole_study
+from . import experiments, figures, memory, models, runs, small_cards, throughput, whole_study
 from .base_models import title
 from .memory import GIB, Lengths, Shape
 from .runs import Run
@@ -28,7 +28,7 @@ LENGTHS = {"smollm2": DIALOGSUM, "t5-base": replace(DIALOGSUM, prompt=512)}  # w
 LARGE = 79  # GiB of an H100, as CUDA reports it
 COMMAND = "uv run python -m dialogue_summarization.benchmark"
 EXPECTED = (
-    *benchmark.ENTRIES, "generate-beams1", "generate-beams4", *(f"fits-{gib}" for gib in small_cards.CARDS),
+    *throughput.ENTRIES, "generate-beams1", "generate-beams4", *(f"fits-{gib}" for gib in small_cards.CARDS),
     *(f"fits-{gib}-packed" for gib in small_cards.CARDS), "growth", *whole_study.NAMES,
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ def gains(found: dict[str, Any]) -> pd.DataFrame:
         plain = found.get(f"{name}-plain", {})
         if "samples_per_second" not in fast or "samples_per_second" not in plain:
             continue
-        entry, rates = benchmark.ENTRIES.get(name), [one["samples_per_second"] for one in (plain, fast)]
+        entry, rates = throughput.ENTRIES.get(name), [one["samples_per_second"] for one in (plain, fast)]
         trained = (
             entry.warm_up * entry.batch_size / rates[1] if entry else 0
         )  # seconds of the warm-up that were training
@@ -122,7 +122,7 @@ def shape(model: str, method: str) -> Shape:
             config = AutoConfig.from_pretrained(models.resolve(experiments.PACKAGED_MODEL))
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
-            network = benchmark.t5(model)
+            network = throughput.t5(model)
         return memory.shape_of(models.adapt(network, experiments.method(method)))
 
 
@@ -217,8 +217,8 @@ def losses_figure(found: dict[str, Any], name: str = "smollm2-lora") -> Figure:
     """The loss of plain and fast steps, each point the mean of ten steps. The order of pairs differs between them."""
     figure, (ax,) = figures.panels()
     for which, style in ((f"{name}-plain", "--"), (name, "-")):
-        if which in found and which in benchmark.ENTRIES:
-            values, steps = found[which]["losses"], benchmark.ENTRIES[which].steps
+        if which in found and which in throughput.ENTRIES:
+            values, steps = found[which]["losses"], throughput.ENTRIES[which].steps
             every = found[which].get("steps_a_loss", steps / len(values))
             several = max(1, round(10 / every))
             means = [sum(values[at : at + several]) / several for at in range(0, len(values) + 1 - several, several)]
