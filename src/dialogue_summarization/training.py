@@ -110,9 +110,9 @@ def training_arguments(
         use_cpu=hardware.device().type == "cpu",
         bf16=hardware.precision() == "bf16",
         eval_strategy="epoch",
-        save_strategy="epoch",
+        save_strategy="epoch" if settings.epochs > 1 else "no",  # of one epoch there is nothing to choose
         save_total_limit=1,  # the best checkpoint and the last
-        load_best_model_at_end=not settings.averaged_epochs,
+        load_best_model_at_end=settings.epochs > 1 and not settings.averaged_epochs,
         metric_for_best_model=best_by,
         greater_is_better=best_by != "loss",
         prediction_loss_only=True,  # Trainer would keep the logits of every word otherwise
