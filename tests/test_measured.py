@@ -136,6 +136,13 @@ def test_gains_are_those_of_pairs_of_records(tmp_path):
     assert table["compiling pays after pairs"].iloc[0] == "3,333"
 
 
+@pytest.mark.parametrize("name", ["t5-bas-full", "fits-x", "generate-beams"])
+def test_a_measurement_that_is_not_known_is_said_before_anything_is_loaded(name, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["growth", name, "--dataset", "nowhere"])
+    assert f"There is no measurement '{name}'. There are: t5-base-full-plain, " in capsys.readouterr().err
+
+
 def test_weights_are_measured_as_recorded():
     found, recorded = benchmark.measure_weights()["bytes"], measured.records()["weights"]["bytes"]
     assert {"zero-shot", "zero-shot-int8-cpu"} <= found.keys()

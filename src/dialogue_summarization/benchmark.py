@@ -6,6 +6,7 @@ On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a
 import argparse
 import contextlib
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ from .experiments import Generation
 from .generation import summarize
 from .methods import UNTRAINED
 from .packaged import ModelError
+
+NUMBERED = re.compile(r"growth|weights|generate-beams[1-9]\d*|fits-[1-9]\d*(-packed)?")
 
 
 def measure_generation(num_beams: int, splits: datasets.DatasetDict) -> dict[str, Any]:
@@ -91,13 +94,16 @@ def measure_growth() -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is named, and write it to `outputs/benchmarks`."""
     parser = argparse.ArgumentParser("benchmark", description=__doc__)
-    names = ", ".join((*throughput.ENTRIES, *shapes.NAMES, *whole_study.NAMES))
-    names += ", growth, weights, generate-beams1, fits-8 (GiB), fits-8-packed"
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {names}, ...")
+    names = (*throughput.ENTRIES, *shapes.NAMES, *whole_study.NAMES)
+    every = ", ".join(names) + ", growth, weights, generate-beamsN, fits-N and fits-N-packed (GiB)"
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {every}")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM)
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
     parser.add_argument("--outputs", type=Path, default=runs.OUTPUTS / "benchmarks")
     options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in names and not NUMBERED.fullmatch(name):
+            parser.error(f"There is no measurement {name!r}. There are: {every}.")
     processes.join()
     whole = data.load_source(options.dataset)
     splits = datasets.DatasetDict(whole | {"train": whole["train"].select(range(min(6_000, len(whole["train"]))))})
@@ -118,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif name == "weights":
             found = measure_weights()
         elif name.startswith("fits-"):
-            found = measure_small_card(name, splits)
+            found = measure_small_card(name, whole)
         else:
             found = measure_generation(int(name.removeprefix("generate-beams")), splits)
         if processes.count() > 1:

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, entry in EXPERIMENTS.items():
         command = commands.add_parser(name, help=entry.title, description=f"Run the study on {entry.title}.")
         command.add_argument("--runs", default=",".join(STUDY_RUNS), metavar="RUN,RUN",
-                             help=f"which runs, of: {', '.join(METHODS)} (default: all)")  # fmt: skip
+                             help=f"which runs, of: {', '.join(METHODS)} (default: %(default)s)")  # fmt: skip
         command.add_argument("--model", metavar="SOURCE", help="another model: a name that `study models` "
                              "lists, a Hub id, or a folder with its files")  # fmt: skip
         command.add_argument("--dataset", metavar="SOURCE", help="other data: a Hub id, or a folder with train, "

@@ -74,8 +74,8 @@ def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
         *(["## Is LoRA as good as full fine-tuning?", asked] if (asked := comparison.planned(ours)) else []),
         "## Differences in ROUGE-L",
         "\n".join(f"- {line}" for line in comparison.sentences(ours, "rougeL")) or "There is one system.",
-        'p-values by approximate randomization, corrected for the number of pairs (Holm); "as good as" by two '
-        "one-sided tests with a margin of 0.01 ROUGE-1.",
+        "p-values by approximate randomization, corrected for the number of pairs above (Holm; fewer runs are fewer "
+        'pairs); "as good as" by two one-sided tests with a margin of 0.01 ROUGE-1.',
         comparison.resolution(ours, "rougeL"),
         *(["## Decoded by minimum Bayes risk", BAYES_RISK, to_markdown(risk)] if len(risk) else []),
         "## How they were made",
