@@ -211,13 +211,15 @@ def prepare(network: torch.nn.Module, attention: str | None) -> None:
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = False  # to fp32, for autocast to cast it back
         return
-    for block in blocks(network):
-        # Padded batches come in more shapes than packed ones, and adapters take minutes to compile for any shape.
-        block.compile(dynamic=True if attention is None else None)
-        if attention == PACKED:
-            block._compiled_call_impl = _for_any_length(block._compiled_call_impl)
-    first = next(iter(blocks(network)), None)
-    if attention == PACKED and first and any(weight.requires_grad for weight in first.parameters()):
+    compiled = blocks(network)
+    if attention is None:  # padded batches come in more shapes than packed ones
+        for block in compiled:
+            block.compile(dynamic=True)
+        return
+    for block in compiled:
+        block.compile()  # adapters take minutes to compile for any shape
+        block._compiled_call_impl = _for_any_length(block._compiled_call_impl)
+    if any(weight.requires_grad for first in compiled[:1] for weight in first.parameters()):
         # The others get states that need a gradient, and a block is compiled anew for one that gets others.
         base_of(network).enable_input_require_grads()
 

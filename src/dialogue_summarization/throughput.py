@@ -144,9 +144,9 @@ def _train(entry: Entry, splits: datasets.DatasetDict) -> dict[str, Any]:
         "steps_a_loss": arguments.logging_steps,
     }
     flops = flops_a_sample(model, rows)
-    peak = peak_flops(hardware.describe()["device"])
-    if peak and entry.method == "full":
-        found["mfu"] = round(samples * flops / (peak * processes.count()), 4)
+    most = peak_flops(hardware.describe()["device"])
+    if most and entry.method == "full":
+        found["mfu"] = round(samples * flops / (most * processes.count()), 4)
     if processes.count() > 1 and not sharded:
         trainer.model.zero_grad()
         size = 4 * found["trainable_parameters"]
