@@ -100,6 +100,7 @@ def test_every_run_of_the_study_stayed_within_a_card_as_planned(gib, steps):
     found = json.loads((runs.OUTPUTS / "benchmarks" / f"fits-{gib}{steps}.json").read_text())["runs"]
     assert len(found) == len(SHAPES) and not any("failed" in run for run in found)
     for run in found:
+        assert run["fast"] == run["packed"] == bool(steps)
         assert run["micro_batch"] == run["planned"]["micro_batch"]  # it was not halved
         assert max(run["train_reserved_bytes"], run["generate_reserved_bytes"]) <= gib * GIB - CONTEXT
         assert run["train_bytes"] <= 1.1 * run["planned"]["bytes"]

@@ -15,7 +15,10 @@ CONTEXT = int(0.6 * GIB)  # what CUDA itself takes on the card before there is a
 USABLE = 0.95  # of the rest: the allocator's blocks do not fit without gaps
 MOST = 64  # dialogues at once: more were not tried
 COMPILED = 0.7  # of a plain step's activations: 0.59 for every weight and 0.66 for LoRA, measured on an H100
-GRAPHED = 0.6  # of a compiled step's activations, once more: 0.21 to 0.54 were reserved beside them, measured on an H200
+FILLED = 1024, 512  # tokens whose multiples packed rows and their targets are filled up to (`Family.fixed`)
+GRAPHED = (
+    0.6  # of a compiled step's activations, once more: 0.21 to 0.54 were reserved beside them, measured on an H200
+)
 
 
 @dataclass(frozen=True)
@@ -160,28 +163,33 @@ def activation_bytes(
     Logits take 16 bytes: as computed, in fp32, as logarithms of probabilities, and their gradient.
     With checkpointing a layer keeps its input in fp32 alone; one layer is there whole. Compiled blocks keep less.
     """
-    share = float(micro_batch)  # of the longest pair
+    share, row, written = float(micro_batch), 1, 1  # of the longest pair; and what rows and targets are filled up to
     if packed:  # no padding: the sum of random lengths, five standard deviations above its mean
         tokens = micro_batch * lengths.mean + 5 * lengths.deviation * math.sqrt(micro_batch)
-        share = COMPILED * min(share, tokens / (lengths.prompt + lengths.summary))
+        share, row, written = min(share, tokens / (lengths.prompt + lengths.summary)), *FILLED
     written_out = shape.position_bias and not packed
     whole = shape.all_trained or written_out
     token = (36 if whole else 26) * shape.hidden + (30 if written_out else 8 if whole else 6) * shape.inner
-    pair = 9 * shape.heads if written_out else 0
+    pair = 9 * shape.heads * share if written_out else 0
+    prompts, summaries = _filled(share * lengths.prompt, row), _filled(share * (lengths.summary + 1), written)
     if shape.decoder_layers:
         # Across, keys and values of the prompt: two projections, their inputs and outputs in 16 bits.
-        reading = token * lengths.prompt + pair * lengths.prompt**2
-        across = 8 * shape.hidden * lengths.prompt + pair * lengths.prompt * lengths.summary
-        writing = 1.4 * token * lengths.summary + pair * lengths.summary**2 + across
+        reading = token * prompts + pair * lengths.prompt**2
+        across = 8 * shape.hidden * prompts + pair * lengths.prompt * lengths.summary
+        writing = 1.4 * token * summaries + pair * lengths.summary**2 + across
     else:
-        reading, writing = token * (lengths.prompt + lengths.summary), 0
+        reading, writing = token * _filled(share * (lengths.prompt + lengths.summary), row), 0
     if checkpointing:
-        inputs = shape.layers * lengths.prompt + (shape.decoder_layers or shape.layers) * lengths.summary
+        inputs = shape.layers * prompts + (shape.decoder_layers or shape.layers) * summaries
         layers = 4 * shape.hidden * inputs + max(reading, writing)
     else:
         layers = shape.layers * reading + shape.decoder_layers * writing
-    logits = 16 * shape.vocabulary * (lengths.summary + 1)
-    return int(share * (layers + logits))
+    found = layers + 16 * shape.vocabulary * summaries
+    return int(COMPILED * found if packed else found)
+
+
+def _filled(tokens: float, step: int) -> float:
+    return math.ceil(tokens / step) * step if step > 1 else tokens
 
 
 def evaluation_bytes(batch_size: int, shape: Shape, lengths: Lengths) -> int:

@@ -79,8 +79,8 @@ def _run(
     packed: bool,
 ) -> dict[str, Any]:
     rows = encode(splits["train"], model.family)
-    settings = Settings(1e-4, epochs=1000 if packed else 1, batch_size=BATCH_SIZE, select_by="loss")
-    is_fast = are_fast(settings, model, len(rows))  # in a run of so many epochs, where the card has such steps
+    settings = Settings(1e-4, batch_size=BATCH_SIZE, select_by="loss")
+    is_fast = are_fast(settings, model, len(rows), packed)  # where the card has such steps
     plan = fitting.fits(
         BATCH_SIZE, model.network, rows, is_fast and model.family.fixed_attention is not None,
         not models.has_virtual_tokens(model.network),
@@ -89,11 +89,11 @@ def _run(
     some = rows if is_fast else _longest(rows, STEPS * BATCH_SIZE)
     found: dict[str, Any] = {"planned": asdict(plan), "longest": max(rows["length"])}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(settings, folder, model, rows)
+        arguments = training_arguments(settings, folder, model, rows, compiled=packed)
         arguments.max_steps, arguments.logging_steps = PACKED_STEPS if packed else STEPS, 10
         train_alone(arguments)
         trainer = SummarizationTrainer(
-            model, settings, args=arguments, train_dataset=some,
+            model, settings, compiled=packed, args=arguments, train_dataset=some,
             eval_dataset=_longest(encode(splits["validation"], model.family), LONGEST),
         )  # fmt: skip
         trainer.add_callback(StopAfter(2 * SECONDS if packed else SECONDS))
