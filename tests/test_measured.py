@@ -1,33 +1,36 @@
 """What the records say: growth is measured, tables take what is there, the summary is that of the records."""
 
 import json
+from dataclasses import astuple
 
 import pandas as pd
 import pytest
-from conftest import tiny_experiment
+from conftest import SHARED, tiny_experiment
 
 from dialogue_summarization import (
     benchmark,
+    data,
     experiments,
     growth,
     growth_report,
     headlines,
     measured,
+    memory,
     models,
     runs,
     throughput,
     whole_study,
 )
 from dialogue_summarization.memory import GIB
+from dialogue_summarization.tokenization import T5
 from dialogue_summarization.trainer_parts import GroupedByLength
+from dialogue_summarization.training import encode
 
 FITS = {
     "name": "fits-8",
     "gib": 8.0,
     "runs": [
-        {"model": "smollm2", "method": "full", "packed": False, "micro_batch": 2, "train_bytes": 5 * GIB,
-         "planned": {"micro_batch": 4, "accumulation": 8, "checkpointing": False, "evaluation_batch": 8,
-                     "bytes": 6 * GIB}},
+        {"model": "smollm2", "method": "full", "packed": False, "micro_batch": 1, "train_bytes": 5 * GIB},
         {"model": "t5-base", "method": "full", "packed": False, "failed": "NotEnoughMemory: no"},
     ],
 }  # fmt: skip
@@ -93,11 +96,10 @@ def test_a_card_is_planned_until_it_is_measured(tmp_path):
     planned = measured.cards({}, [8])
     assert set(planned["measured GiB"]) == {"–"} and len(planned) == 4
     table = measured.cards(write(tmp_path, FITS), [8])
-    assert list(table["measured GiB"]) == ["5.0, halved to 2", "–", "NotEnoughMemory", "–"]
-    assert table["at once × accumulated"].iloc[0] == "4 × 8" and table["planned GiB"].iloc[0] == "6.0"
-    assert list(table["planned GiB"][1:]) == list(planned["planned GiB"][1:])
+    assert list(table["measured GiB"]) == ["5.0, halved to 1", "–", "NotEnoughMemory", "–"]
+    assert table.drop(columns="measured GiB").equals(planned.drop(columns="measured GiB"))
     glance = measured.advice(measured.records(tmp_path)).loc["8 GiB"]
-    assert glance["SmolLM2-135M, full"] == "4 × 8; 5.0, halved to 2 GiB"
+    assert glance["SmolLM2-135M, full"] == "2 × 16; 5.0, halved to 1 GiB"
     assert glance["FLAN-T5-Base's shape, full"].endswith("; NotEnoughMemory") and "planned" in glance.iloc[1]
 
 
@@ -187,3 +189,13 @@ def test_a_whole_study_is_timed(tiny_models, tiny_data, monkeypatch):
     found = whole_study.measure("study", str(tiny_data))
     assert found["epochs"] == 3 and list(found["seconds_each"]) == ["zero-shot", "lora-efficient"]
     assert found["seconds"] >= max(found["seconds_each"].values()) > 0
+
+
+@pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
+def test_cards_are_planned_for_the_lengths_that_dialogsum_has():
+    train = data.load_source(str(SHARED / "dialogsum"))["train"]
+    study = experiments.experiment("smollm2-dialogsum")
+    tokenizer, family = models.load_family(models.resolve(study.model), study)
+    for name, each in {"smollm2": family, "t5-base": T5(tokenizer, 512, 0)}.items():
+        found = memory.lengths_of(encode(train, each))
+        assert astuple(found) == pytest.approx(astuple(measured.LENGTHS[name]), abs=1)

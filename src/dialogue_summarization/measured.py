@@ -6,7 +6,6 @@ Records are the JSON files that `python -m dialogue_summarization.benchmark` wri
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,10 @@ from .runs import Run
 FOLDER = runs.OUTPUTS / "benchmarks"
 TWO_GPUS = FOLDER / "two-gpus"  # what was measured on two GPUs, and on one beside it
 RUNS = (("smollm2", "full"), ("smollm2", "lora-balanced"), ("t5-base", "full"), ("t5-base", "lora-balanced"))
-DIALOGSUM = Lengths(1024, 248, 278, 115)  # of all 12,460 training pairs, in SmolLM2's tokens
-LENGTHS = {"smollm2": DIALOGSUM, "t5-base": replace(DIALOGSUM, prompt=512)}  # where the experiments cut prompts
+LENGTHS = {  # of all 12,460 training pairs of DialogSum, in SmolLM2's tokens; prompts as the experiments cut them
+    "smollm2": Lengths(1024, 248, 279, 117),
+    "t5-base": Lengths(512, 248, 258, 106),
+}
 LARGE = 79  # GiB of an H100, as CUDA reports it
 COMMAND = "uv run python -m dialogue_summarization.benchmark"
 EXPECTED = (
@@ -141,7 +142,6 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
             record = found.get(f"fits-{gib:g}" + ("-packed" if packed else ""), {"runs": ()})
             run = next((one for one in record["runs"] if (one["model"], one["method"]) == (model, method)), {})
             plan = memory.plan(int(gib * GIB), small_cards.BATCH_SIZE, known, LENGTHS[model], packed=packed)
-            plan = memory.Plan(**run["planned"]) if "planned" in run else plan
             rows.append({
                 "model": title(model),
                 "run": method,
@@ -149,7 +149,7 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
                 "at once × accumulated": f"{plan.micro_batch} × {plan.accumulation}",
                 "checkpointing": "yes" if plan.checkpointing else "no",
                 "planned GiB": f"{plan.bytes / GIB:.1f}",
-                "measured GiB": _measured(run),
+                "measured GiB": _measured(run, plan),
             })  # fmt: skip
     return pd.DataFrame(rows).set_index("model")
 
@@ -167,12 +167,12 @@ def advice(found: dict[str, Any], packed: bool = False) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("card")
 
 
-def _measured(run: dict[str, Any]) -> str:
+def _measured(run: dict[str, Any], plan: memory.Plan) -> str:
     if "failed" in run:
         return run["failed"].partition(":")[0]
     if not run:
         return "–"
-    halved = f", halved to {run['micro_batch']}" if run["micro_batch"] < run["planned"]["micro_batch"] else ""
+    halved = f", halved to {run['micro_batch']}" if run["micro_batch"] < plan.micro_batch else ""
     return f"{run['train_bytes'] / GIB:.1f}{halved}"
 
 
