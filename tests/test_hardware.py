@@ -1,12 +1,14 @@
 """What is decided by the machine, for machines that are not here."""
 
+import sys
+
 import pytest
 import torch
 from conftest import tiny_experiment, tiny_rows
-from test_memory import ALL, smollm2
+from test_memory import smollm2
 from transformers import TrainingArguments
 
-from dialogue_summarization import data, fitting, hardware, memory, models
+from dialogue_summarization import data, fitting, hardware, measured, memory, models
 from dialogue_summarization.experiments import EXPERIMENTS, Settings
 from dialogue_summarization.training import encode, training_arguments
 
@@ -60,7 +62,7 @@ def test_the_effective_batch_is_kept_whatever_the_memory(monkeypatch, model, row
 def test_a_cpu_holds_few_and_no_more_than_its_memory(monkeypatch, model, rows, gib, at_once):
     monkeypatch.setattr(hardware, "memory", lambda: gib * hardware.GIB)
     monkeypatch.setattr(memory, "shape_of", lambda _: smollm2())
-    monkeypatch.setattr(memory, "lengths_of", lambda _: ALL)
+    monkeypatch.setattr(memory, "lengths_of", lambda _: measured.LENGTHS["smollm2"])
     plan = fitting.fits(32, model.network, rows)
     assert (plan.micro_batch, plan.accumulation, plan.checkpointing) == (at_once, 32 // at_once, False)
     assert 0 < plan.bytes < gib * hardware.GIB
@@ -99,3 +101,16 @@ def test_peak_memory_sees_what_was_allocated():
     with hardware.PeakMemory() as large:
         torch.ones(200_000_000).sum()
     assert large.bytes - small.bytes > 500_000_000  # of 800: meanwhile the process may give back what others used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is known on Linux alone")
+def test_peak_memory_leaves_out_what_was_freed_before():
+    pieces = [torch.ones(16_000) for _ in range(12_500)]  # 800 MB in pieces that the C library keeps when freed
+    with hardware.PeakMemory() as before:
+        pass
+    last = pieces[-1]  # at the end of the heap
+    pieces.append(pieces)  # a circle
+    del pieces
+    with hardware.PeakMemory() as after:
+        assert last.sum() == 16_000
+    assert before.bytes - after.bytes > 600_000_000

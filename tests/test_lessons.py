@@ -6,15 +6,15 @@ import re
 import nbformat
 import pytest
 import torch
-from test_memory import ALL
 from test_notebooks import GPU, SWEEP
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dialogue_summarization import classroom, data, experiments, hardware, memory, models, runs
+from dialogue_summarization import classroom, data, experiments, hardware, measured, memory, models, runs
 from dialogue_summarization.cli import NOTEBOOKS
 
 FOLDER = data.ROOT / "notebooks"
 GUIDE = (FOLDER / "README.md").read_text("utf-8")
+LENGTHS = measured.LENGTHS["smollm2"]
 
 
 def test_a_class_gets_the_exercises_without_answers_and_outputs(tmp_path):
@@ -68,10 +68,10 @@ def test_what_small_cards_hold_and_take_is_what_is_predicted():
             base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             layers = base.num_parameters() - base.get_input_embeddings().weight.numel()
             network = models.adapt(base, method)
-        tokens, cells = ALL.mean * 12_460 * study.settings_for(method).epochs, []
+        tokens, cells = LENGTHS.mean * 12_460 * study.settings_for(method).epochs, []
         for (card, rate), gib in zip(hardware.FP32_RATES.items(), (6, 16), strict=True):
             assert card.endswith(f"{gib} GB") and f"{card.partition(',')[0]} ({rate / 1e12} TFLOP/s)" in GUIDE
-            plan = memory.plan(gib * memory.GIB, 32, memory.shape_of(network), ALL)
+            plan = memory.plan(gib * memory.GIB, 32, memory.shape_of(network), LENGTHS)
             seconds = hardware.least_seconds(
                 layers, tokens, rate, every_weight=run == "full", checkpointing=plan.checkpointing
             )

@@ -16,7 +16,7 @@ USABLE = 0.93  # of the rest: the allocator's blocks do not fit without gaps
 MOST = 64  # dialogues at once: more were not tried
 COMPILED = 0.66  # of a plain step's activations, measured on an H100 for LoRA; 0.59 where every weight is trained
 FILLED = 1024, 512  # tokens whose multiples packed rows and their targets are filled up to (`Family.fixed`)
-GRAPHED = 0.5  # of a compiled step's activations, once more: 0.10 to 0.48 were reserved beside them on an H200
+GRAPHED = 0.5  # of a compiled step's activations, once more: 0.09 to 0.46 were reserved beside them on an H200
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def activation_bytes(
     materialized has no term of length², and 36 bytes a token and hidden unit are the residual stream and norms in
     fp32 (16), the inputs of linear layers (10) and queries, keys, values and outputs (10) in 16 bits; 8 a token and
     inner unit are the gate, its activation, the other branch and their product. Layers whose weights are frozen keep
-    less, 27 and 6. In fp32 the sums are about the same (32 and 16): less is copied, and all of it takes 4 bytes.
+    less, 28 and 6. In fp32 the sums are about the same (32 and 16): less is copied, and all of it takes 4 bytes.
     T5 writes its GELU out in PyTorch, which keeps about 30 a token and inner unit, and its learned bias takes 9
     bytes a head and pair of positions, as attention that is materialized does (fitted to a peak measured on an H100);
     where it is packed its GELU is compiled, and its attention is a kernel that materializes nothing.
@@ -167,7 +167,7 @@ def activation_bytes(
         share, row, written = min(share, tokens / (lengths.prompt + lengths.summary)), *FILLED
     written_out = shape.position_bias and not packed
     whole = shape.all_trained or written_out
-    token = (36 if whole else 27) * shape.hidden + (30 if written_out else 8 if whole else 6) * shape.inner
+    token = (36 if whole else 28) * shape.hidden + (30 if written_out else 8 if whole else 6) * shape.inner
     pair = 9 * shape.heads * share if written_out else 0
     prompts, summaries = _filled(share * lengths.prompt, row), _filled(share * (lengths.summary + 1), written)
     if shape.decoder_layers:

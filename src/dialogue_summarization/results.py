@@ -69,7 +69,9 @@ def text(made: Sequence[runs.Run], test: datasets.Dataset) -> str:
     parts = [
         f"# Results of {first.config.experiment}",
         "Mean F1 with 95 % intervals over dialogues (bootstrap; over seeds too where there are several: their number, "
-        "lowest and highest ROUGE-L stand beside).",
+        "lowest and highest ROUGE-L stand beside). *lead-2* is a dialogue's first two turns. *Way to humans*: where "
+        "ROUGE-L lies between the best baseline (0 %) and humans against each other (100 %); no column where they are "
+        "not clearly above it.",
         to_markdown(comparison.standings(systems, test)),
         *(["## Is LoRA as good as full fine-tuning?", asked] if (asked := comparison.planned(ours)) else []),
         "## Differences in ROUGE-L",
