@@ -149,23 +149,50 @@ def test_the_executed_study_renders(name):
 
 
 def snippets():
-    found = []
+    found = {}
     for name in NOTEBOOKS:
         for cell in cells(FOLDER / f"{name}.ipynb", "markdown"):
             if "copyable" in cell["metadata"].get("tags", ()):
                 blocks = re.findall(r"```python\n(.*?)```", "".join(cell["source"]), re.DOTALL)
-                found += [pytest.param(block, id=f"{name}-{number}") for number, block in enumerate(blocks)]
+                found |= {f"{name}-{number}": block for number, block in enumerate(blocks)}
     return found
 
 
-@pytest.mark.parametrize("code", snippets())
-def test_copyable_snippets_stand_alone(code, tiny_models, tmp_path):
-    assert "dialogue_summarization" not in code
-    family = "t5" if "Seq2Seq" in code and "google/flan-t5-base" in code else "llama"
-    names = r'"google/flan-t5-base"|"HuggingFaceTB/SmolLM2-135M-Instruct"'
-    code = re.sub(names, repr(str(tiny_models[family])), code)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+# Each with nothing but itself, in a folder of its own; in one process, which imports what they import once.
+RUN_EACH = """
+import json, os, sys, traceback
+failed = {}
+for name, code in json.load(sys.stdin).items():
+    os.mkdir(name)
+    os.chdir(name)
+    try:
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    except BaseException:
+        failed[name] = traceback.format_exc()
+    os.chdir("..")
+print(json.dumps(failed))
+"""
+
+
+@pytest.fixture(scope="module")
+def failed(tiny_models, tmp_path_factory):
+    """What went wrong in the copyable snippets, by their names."""
+    names, codes = r'"google/flan-t5-base"|"HuggingFaceTB/SmolLM2-135M-Instruct"', {}
+    for name, code in snippets().items():
+        family = "t5" if "Seq2Seq" in code and "google/flan-t5-base" in code else "llama"
+        codes[name] = re.sub(names, repr(str(tiny_models[family])), code)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EACH], input=json.dumps(codes), capture_output=True, text=True, env=ENVIRONMENT,
+        cwd=tmp_path_factory.mktemp("snippets"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", snippets())
+def test_copyable_snippets_stand_alone(failed, name):
+    assert "dialogue_summarization" not in snippets()[name]
+    assert name not in failed, failed[name]
 
 
 def test_there_are_snippets_for_both_families():
