@@ -80,10 +80,12 @@ def flan_t5():
     settings = experiments.EXPERIMENTS["flan-t5-base-dialogsum"].settings["full"]
     assert settings.batch_size == found["batch_size"]
     rate, peak = found["samples_per_second"], found["peak_memory_bytes"] / GIB
+    cold = records["t5-base-full"]  # at batch 32 some was compiled already
     return (
         f"*Predicted*, from [FLAN-T5-base's shape with random weights](outputs/benchmarks/{found['name']}.json) on one "
         f"{found['device']}: `full` trains on {rate:,.0f} dialogues a second, so {settings.epochs:g} epochs of 12,460 "
-        f"take {12_460 * settings.epochs / rate:.0f} s behind half a minute of compiling, with {peak:.1f} GiB at the "
+        f"take {12_460 * settings.epochs / rate:.0f} s behind compiling ([{cold['warm_up_seconds']:.0f} s at batch "
+        f"{cold['batch_size']}](outputs/benchmarks/{cold['name']}.json)), with {peak:.1f} GiB at the "
         f"peak. Writing summaries comes on top; how long T5 takes for it was not measured. It learns: "
         f"{by_heart['pairs']} pairs were known by heart after {by_heart['steps']:,} steps of every weight, with "
         f"ROUGE-1 {by_heart['rouge1']:.3f} ([record](outputs/benchmarks/{by_heart['name']}.json)). At the study's "

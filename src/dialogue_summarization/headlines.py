@@ -41,6 +41,8 @@ def summary(folder: str | Path = FOLDER, made: Sequence[Run] | None = None) -> d
     names = [*(name for name, _ in HEADLINES.values()), "smollm2-full", "smollm2-lora"]
     used = [found[name] for name in names if name in found]
     used += [best] if best else []
+    compiled = {name: _first_seed(made, name) for name in ("full", "lora-balanced")}
+    used += [run.environment for run in compiled.values() if run]
     return {
         "device": ", ".join(sorted({entry["device"] for entry in used})) or None,
         **{headline: found.get(name, {}).get(key) for headline, (name, key) in HEADLINES.items()},
@@ -48,8 +50,8 @@ def summary(folder: str | Path = FOLDER, made: Sequence[Run] | None = None) -> d
         "t5_full_mfu": best.get("mfu"),
         "smollm2_full_3_epochs_seconds": _steady_seconds(found, "smollm2-full"),
         "smollm2_lora_3_epochs_seconds": _steady_seconds(found, "smollm2-lora"),
-        "smollm2_full_3_epochs_seconds_with_compiling": _seconds(made, "full"),
-        "smollm2_lora_3_epochs_seconds_with_compiling": _seconds(made, "lora-balanced"),
+        "smollm2_full_3_epochs_seconds_with_compiling": _seconds(compiled["full"]),
+        "smollm2_lora_3_epochs_seconds_with_compiling": _seconds(compiled["lora-balanced"]),
     }
 
 
@@ -58,9 +60,12 @@ def _steady_seconds(found: dict[str, Any], name: str) -> float | None:
     return round(EPOCHS * PAIRS / found[name]["samples_per_second"], 2) if name in found else None
 
 
-def _seconds(made: Sequence[Run], name: str) -> float | None:
-    """Seconds of training until the end of the third epoch; of the first seed there is."""
-    for run in sorted(made, key=lambda run: run.config.seed):
-        if run.name == name and run.log["epoch"].max() >= EPOCHS:
-            return float(run.log.loc[run.log["epoch"] >= EPOCHS - 1e-6, "seconds"].iloc[0])
-    return None
+def _first_seed(made: Sequence[Run], name: str) -> Run | None:
+    """The run of that name with the lowest seed of those that reached the third epoch."""
+    some = [run for run in made if run.name == name and run.log["epoch"].max() >= EPOCHS]
+    return min(some, key=lambda run: run.config.seed, default=None)
+
+
+def _seconds(run: Run | None) -> float | None:
+    """Seconds of training until the end of the third epoch."""
+    return float(run.log.loc[run.log["epoch"] >= EPOCHS - 1e-6, "seconds"].iloc[0]) if run else None

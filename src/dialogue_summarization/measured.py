@@ -155,7 +155,7 @@ def cards(found: dict[str, Any], sizes: Sequence[float] = small_cards.CARDS, pac
 
 
 def advice(found: dict[str, Any], packed: bool = False) -> pd.DataFrame:
-    """`cards` for reading at a glance: a row a card, a column a run; with the H100 that the guide measures on."""
+    """`cards` for reading at a glance: a row a card, a column a run; with one of `LARGE` GiB."""
     table = cards(found, (*small_cards.CARDS, LARGE), packed)
     rows: dict[str, dict[str, str]] = {}
     for model, row in table.iterrows():

@@ -154,12 +154,14 @@ def activation_bytes(
     materialized has no term of length², and 36 bytes a token and hidden unit are the residual stream and norms in
     fp32 (16), the inputs of linear layers (10) and queries, keys, values and outputs (10) in 16 bits; 8 a token and
     inner unit are the gate, its activation, the other branch and their product. Layers whose weights are frozen keep
-    less, 28 and 6. In fp32 the sums are about the same (32 and 16): less is copied, and all of it takes 4 bytes.
+    less, 28 and 6, but for T5's plain ones. In fp32 the sums are about the same (32 and 16): less is copied, and all of
+    it takes 4 bytes.
     T5 writes its GELU out in PyTorch, which keeps about 30 a token and inner unit, and its learned bias takes 9
     bytes a head and pair of positions, as attention that is materialized does (fitted to a peak measured on an H100);
     where it is packed its GELU is compiled, and its attention is a kernel that materializes nothing.
     Logits take 16 bytes: as computed, in fp32, as logarithms of probabilities, and their gradient.
-    With checkpointing a layer keeps its input in fp32 alone; one layer is there whole. Compiled blocks keep less.
+    With checkpointing a layer keeps its input in fp32 alone; one layer is there whole. Packed rows and targets are
+    filled up to multiples of `FILLED`, and the steps, whose blocks are compiled, take `COMPILED` of all that.
     """
     share, row, written = float(micro_batch), 1, 1  # of the longest pair; and what rows and targets are filled up to
     if packed:  # no padding: the sum of random lengths, five standard deviations above its mean
