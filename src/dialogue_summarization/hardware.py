@@ -164,7 +164,7 @@ class PeakMemory:
     """The most memory in use inside a `with` block, as `.bytes`: the card's, else the process's; None where unknown.
 
     On Linux the kernel keeps the process's peak (VmHWM) and resets it on request. It counts what was freed before the
-    block and kept (`keep_freed_memory`): giving that back first costs a training of the quickstart 5 s of 15.
+    block and kept (`keep_freed_memory`).
     """
 
     def __enter__(self) -> "PeakMemory":
