@@ -15,7 +15,7 @@ CONTEXT = int(0.6 * GIB)  # what CUDA itself takes on the card before there is a
 USABLE = 0.93  # of the rest: the allocator's blocks do not fit without gaps
 MOST = 64  # dialogues at once: more were not tried
 COMPILED = 0.66  # of a plain step's activations, measured on an H100 for LoRA; 0.59 where every weight is trained
-FILLED = 1024, 512  # tokens whose multiples packed rows and their targets are filled up to (`Family.fixed`)
+ROW, TARGETS = 1024, 512  # tokens whose multiples packed rows and their targets are filled up to
 GRAPHED = 0.5  # of a compiled step's activations, once more: 0.09 to 0.46 were reserved beside them on an H200
 
 
@@ -161,24 +161,24 @@ def activation_bytes(
     where it is packed its GELU is compiled, and its attention is a kernel that materializes nothing.
     Logits take 16 bytes: as computed, in fp32, as logarithms of probabilities, and their gradient.
     With checkpointing a layer keeps its input in fp32 alone; one layer is there whole. Packed rows and targets are
-    filled up to multiples of `FILLED`, and the steps, whose blocks are compiled, take `COMPILED` of all that.
+    filled up to multiples of `ROW` and `TARGETS`, and compiled steps take `COMPILED` of all that.
     """
     share, row, written = float(micro_batch), 1, 1  # of the longest pair; and what rows and targets are filled up to
     if packed:  # no padding: the sum of random lengths, five standard deviations above its mean
         tokens = micro_batch * lengths.mean + 5 * lengths.deviation * math.sqrt(micro_batch)
-        share, row, written = min(share, tokens / (lengths.prompt + lengths.summary)), *FILLED
+        share, row, written = min(share, tokens / (lengths.prompt + lengths.summary)), ROW, TARGETS
     written_out = shape.position_bias and not packed
     whole = shape.all_trained or written_out
     token = (36 if whole else 28) * shape.hidden + (30 if written_out else 8 if whole else 6) * shape.inner
     pair = 9 * shape.heads * share if written_out else 0
-    prompts, summaries = _filled(share * lengths.prompt, row), _filled(share * (lengths.summary + 1), written)
+    prompts, summaries = multiple(share * lengths.prompt, row), multiple(share * (lengths.summary + 1), written)
     if shape.decoder_layers:
         # Across, keys and values of the prompt: two projections, their inputs and outputs in 16 bits.
         reading = token * prompts + pair * lengths.prompt**2
         across = 8 * shape.hidden * prompts + pair * lengths.prompt * lengths.summary
         writing = 1.4 * token * summaries + pair * lengths.summary**2 + across
     else:
-        reading, writing = token * _filled(share * (lengths.prompt + lengths.summary), row), 0
+        reading, writing = token * multiple(share * (lengths.prompt + lengths.summary), row), 0
     if checkpointing:
         inputs = shape.layers * prompts + (shape.decoder_layers or shape.layers) * summaries
         layers = 4 * shape.hidden * inputs + max(reading, writing)
@@ -188,8 +188,9 @@ def activation_bytes(
     return int(COMPILED * found if packed else found)
 
 
-def _filled(tokens: float, step: int) -> float:
-    return math.ceil(tokens / step) * step if step > 1 else tokens
+def multiple(tokens: float, of: int) -> int:
+    """So many tokens, rounded up to a multiple."""
+    return math.ceil(tokens / of) * of
 
 
 def evaluation_bytes(batch_size: int, shape: Shape, lengths: Lengths) -> int:

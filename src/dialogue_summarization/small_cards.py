@@ -16,11 +16,11 @@ import transformers
 from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 
-from . import fitting, hardware, models
+from . import hardware, models
 from .experiments import EXPERIMENTS, Generation, Settings
 from .generation import summarize
 from .memory import CONTEXT, GIB
-from .training import SummarizationTrainer, are_fast, encode, train_alone, training_arguments
+from .training import SummarizationTrainer, are_fast, encode, planned, train_alone, training_arguments
 
 CARDS = (6, 8, 12, 16, 24)  # GiB
 BATCH_SIZE = 32
@@ -81,10 +81,7 @@ def _run(
     rows = encode(splits["train"], model.family)
     settings = Settings(1e-4, batch_size=BATCH_SIZE, select_by="loss")
     is_fast = are_fast(settings, model, len(rows), packed)  # where the card has such steps
-    plan = fitting.fits(
-        BATCH_SIZE, model.network, rows, is_fast and model.family.fixed_attention is not None,
-        not models.has_virtual_tokens(model.network),
-    )  # fmt: skip
+    plan = planned(settings, model, rows, compiled=packed)
     # Longest first; packed batches are of random dialogues, and hardly differ.
     some = rows if is_fast else _longest(rows, STEPS * BATCH_SIZE)
     found: dict[str, Any] = {"planned": asdict(plan), "longest": max(rows["length"])}

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from . import fast
+from .memory import ROW, TARGETS, multiple
 from .prompts import PROMPT, prompt
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
@@ -158,21 +159,21 @@ class T5(EncoderDecoder):
     def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
         """See `Family`. Packed: all prompts in a row, all summaries in another, for `fast.biased_attention`.
 
-        They are filled up to multiples of 1,024 and 512 tokens; `*_longest` are multiples of half as many, and no less.
+        They are filled up to multiples of `ROW` and `TARGETS`; `*_longest` are multiples of half as many, and no less.
         """
         shifted, targets = self._written(rows)
         prompts = [row["input_ids"] for row in rows]
-        prompt_longest, summary_longest = _longest(prompts, 512), _longest(targets, 256)
+        prompt_longest, summary_longest = _longest(prompts, ROW // 2), _longest(targets, TARGETS // 2)
         count = batch_size + 2  # two of the longest fill up either row
-        ids, prompt_bounds = _in_a_row(prompts, self.tokenizer.pad_token_id, 1024, count, prompt_longest)
-        read, summary_bounds = _in_a_row(shifted, self.tokenizer.pad_token_id, 512, count, summary_longest)
+        ids, prompt_bounds = _in_a_row(prompts, self.tokenizer.pad_token_id, ROW, count, prompt_longest)
+        read, summary_bounds = _in_a_row(shifted, self.tokenizer.pad_token_id, TARGETS, count, summary_longest)
         nothing = torch.zeros(1, 1, 1, 1)  # of 4 dimensions: transformers then makes no masks of its own
         return {
             "input_ids": ids,
             "attention_mask": nothing,
             "decoder_input_ids": read,
             "decoder_attention_mask": nothing,
-            "labels": _in_a_row(targets, IGNORED, 512, count, summary_longest)[0],
+            "labels": _in_a_row(targets, IGNORED, TARGETS, count, summary_longest)[0],
             "prompt_bounds": prompt_bounds,
             "summary_bounds": summary_bounds,
             "prompt_longest": prompt_longest,
@@ -226,19 +227,19 @@ class DecoderOnly:
         return batch
 
     def fixed(self, rows: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
-        """See `Family`. Packed: all dialogues in a row, for `fast.packed_attention`, filled up to a multiple of 1,024.
+        """See `Family`. Packed: all dialogues in a row, for `fast.packed_attention`, filled up to a multiple of `ROW`.
 
-        `logits_to_keep` has the positions of `collate`'s window, dialogue by dialogue, filled up to a multiple of 512.
+        `logits_to_keep` has the positions of `collate`'s window, dialogue by dialogue, filled up to one of `TARGETS`.
         """
         sequences = [list(row["input_ids"]) + list(row["labels"]) for row in rows]
         longest = _longest(sequences, 2048)
-        ids, bounds = _in_a_row(sequences, self.tokenizer.pad_token_id, 1024, batch_size + 1, longest)
+        ids, bounds = _in_a_row(sequences, self.tokenizer.pad_token_id, ROW, batch_size + 1, longest)
         starts = bounds[:-1].repeat_interleave(bounds.diff())
         kept, labels = [], []
         for row, end in zip(rows, bounds[1:].tolist(), strict=False):
             kept += range(end - len(row["labels"]) - 1, end)
             labels += [IGNORED, *row["labels"]]
-        missing = _multiple(len(kept), 512) - len(kept)
+        missing = multiple(len(kept), TARGETS) - len(kept)
         return {
             "input_ids": ids,
             "position_ids": (torch.arange(len(starts)) - starts).unsqueeze(0),
@@ -312,13 +313,9 @@ def _pad(sequences: list[list[int]], value: int, side: str) -> dict[str, torch.T
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _multiple(number: int, of: int) -> int:
-    return -(-number // of) * of
-
-
 def _longest(sequences: list[list[int]], step: int) -> int:
     """The length of the longest, rounded up, so that there are few."""
-    return _multiple(max(map(len, sequences)), step)
+    return multiple(max(map(len, sequences)), step)
 
 
 def _in_a_row(
@@ -329,7 +326,7 @@ def _in_a_row(
     Those bounds are int32, (count + 1,): what fills up are sequences of their own, of at most `longest` tokens.
     """
     tokens = torch.tensor([token for sequence in sequences for token in sequence])
-    row = torch.full((1, _multiple(len(tokens), step)), value)
+    row = torch.full((1, multiple(len(tokens), step)), value)
     row[0, : len(tokens)] = tokens
     lengths = [len(sequence) for sequence in sequences] + [longest] * (count - len(sequences))
     bounds = torch.tensor([0, *lengths]).cumsum(0).clamp(max=row.shape[1])
@@ -338,7 +335,7 @@ def _in_a_row(
 
 def _widen(ids: torch.Tensor, value: int, step: int) -> torch.Tensor:
     """Pad the last dimension on the right to a multiple."""
-    return torch.nn.functional.pad(ids, (0, _multiple(ids.shape[1], step) - ids.shape[1]), value=value)
+    return torch.nn.functional.pad(ids, (0, multiple(ids.shape[1], step) - ids.shape[1]), value=value)
 
 
 def _split(rendered: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from .energy import Energy
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .halving import HalvingTrainer
+from .memory import Plan
 from .models import Model, has_virtual_tokens, packs
 from .packaged import ModelError
 from .rouge import means
@@ -66,6 +67,16 @@ def are_fast(settings: Settings, model: Model, pairs: int, compiled: bool | None
     return wanted and hardware.fast_steps() and packs(model.network)
 
 
+def planned(
+    settings: Settings, model: Model, rows: datasets.Dataset, *, sharded: bool = False, compiled: bool | None = None
+) -> Plan:
+    """How a step's dialogues are held by each device that trains; the arguments are those of `training_arguments`."""
+    own = processes.share(settings.batch_size, processes.count())
+    packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows), compiled)
+    checkpoints = not has_virtual_tokens(model.network)
+    return fitting.fits(own, model.network, rows, packed, checkpoints, processes.count() if sharded else 1)
+
+
 def training_arguments(
     settings: Settings,
     folder: str | Path,
@@ -91,10 +102,7 @@ def training_arguments(
         compiled: Whether steps are compiled where they can be; None: where the run is long enough.
     """
     best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
-    own = processes.share(settings.batch_size, processes.count())
-    packed = model.family.fixed_attention is not None and are_fast(settings, model, len(rows), compiled)
-    checkpoints = not has_virtual_tokens(model.network)
-    plan = fitting.fits(own, model.network, rows, packed, checkpoints, processes.count() if sharded else 1)
+    plan = planned(settings, model, rows, sharded=sharded, compiled=compiled)
     arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.learning_rate,
