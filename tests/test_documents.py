@@ -126,6 +126,10 @@ def test_what_is_predicted_of_flan_t5_is_what_was_measured():
     assert held("README.md", "flan-t5-base") == flan_t5(), "run python tests/test_documents.py"
 
 
+def test_what_training_twice_changes_is_what_the_records_say():
+    assert held("docs/how_scores_are_made.md", "trained-twice") == trained_twice(), "run python tests/test_documents.py"
+
+
 def test_of_dialogsum_three_test_dialogues_are_shown():
     folder = runs.OUTPUTS / "reference" / "smollm2-dialogsum" / "notebooks"
     notebooks = [nbformat.read(path, as_version=4) for path in sorted(folder.glob("*.ipynb"))]
@@ -175,6 +179,35 @@ def two_gpus_study():
         rows.iloc[2 * place + 1, -1] = f"{said}: {comparison.verdict(*values)}"
     about = "\n\n".join(made([run.environment for run in some]) for some in zip(*pairs, strict=True))
     return f"{report.to_markdown(rows)}\n\n`{report.signature(test)}`\n\n{about}"
+
+
+def trained_twice():
+    """The study's runs that were trained once more, and what `full` and `lora-balanced` are to each other by both."""
+    now, test = reference("smollm2-dialogsum")
+    folders = (runs.OUTPUTS / "reference" / "smollm2-dialogsum" / "repeats").glob("*/seed-*")
+    before = {run.config.key: run for run in map(runs.read, folders)}
+    pairs = [(run, before.pop(run.config.key)) for run in now if run.config.key in before]
+    assert not before, "repeats of runs that are no reference"
+    rows, both = [], {}
+    for pair in pairs:
+        scores = [report.dialogue_scores(run, test) for run in pair]
+        row = {"run": pair[0].name, "seed": pair[0].config.seed}
+        row["ROUGE-1"] = " → ".join(f"{one['rouge1'].mean():.3f}" for one in scores[::-1])
+        for name in ("rouge1", "rouge2", "rougeL"):
+            gap = significance.compare(*(one[name] for one in scores))
+            row[f"{report.HEADINGS[name]} changed by"] = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
+        rows.append(row)
+        both.setdefault(pair[0].name, []).append(sum(one["rouge1"].to_numpy() for one in scores) / 2)
+    gap = significance.compare(both["lora-balanced"], both["full"])
+    lines = [
+        f"- {when}: {comparison.planned(systems.of_runs(some, test)).replace(' (reference)', '')}"
+        for when, some in zip(("Now", "First"), map(list, zip(*pairs, strict=True)), strict=True)
+    ]
+    values = f"difference {gap.mean:.3f}, 95 % interval {gap.low:.3f} to {gap.high:.3f}, p {gap.p_equivalent:.3f}"
+    lines.append(f"- Both together: {values.replace('-', '−')}.")
+    about = "\n\n".join(made([run.environment for run in some]) for some in zip(*pairs, strict=True))
+    table = report.to_markdown(pd.DataFrame(rows).set_index("run"))
+    return "\n\n".join([table, "\n".join(lines), f"`{report.signature(test)}`", about])
 
 
 def swept():
@@ -299,6 +332,7 @@ if __name__ == "__main__":
         figure(name).savefig(folder / "standings.png", dpi=110)
         blocks.append(("README.md", name, table(name)))
     blocks.append(("README.md", "flan-t5-base", flan_t5()))
+    blocks.append(("docs/how_scores_are_made.md", "trained-twice", trained_twice()))
     for document, name, content in blocks:
         path = data.ROOT / document
         text = path.read_text("utf-8")

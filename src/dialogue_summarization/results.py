@@ -40,11 +40,13 @@ def by_minimum_bayes_risk(made: Sequence[runs.Run]) -> pd.DataFrame:
     for run in made:
         for path in sorted(run.folder.glob("mbr-*.csv")):
             found = runs.read_json(path.with_suffix(".json"))
-            row = {"run": label(run), "samples": found["samples"]}
+            row = {"run": label(run), "samples": found["samples"], "temperature": found["temperature"]}
             for name in TYPES:
                 row[HEADINGS[name]] = with_interval(found[name], (found[f"{name}_low"], found[f"{name}_high"]))
             gain = found["over_own"]
-            row["ROUGE-L gained"] = with_interval(gain["rougeL"], (gain["rougeL_low"], gain["rougeL_high"]), "+.3f")
+            for name in ("rouge1", "rougeL"):
+                bounds = gain[f"{name}_low"], gain[f"{name}_high"]
+                row[f"{HEADINGS[name]} gained"] = with_interval(gain[name], bounds, "+.3f")
             row["seconds"] = f"{found['sample_seconds'] + found['choose_seconds']:.0f}"
             rows.append(row | {"device": found["device"]})
     return pd.DataFrame(rows).set_index("run") if rows else pd.DataFrame()
