@@ -1,5 +1,7 @@
 """What is decided by the machine, for machines that are not here."""
 
+import sys
+
 import pytest
 import torch
 from conftest import tiny_experiment, tiny_rows
@@ -99,3 +101,16 @@ def test_peak_memory_sees_what_was_allocated():
     with hardware.PeakMemory() as large:
         torch.ones(200_000_000).sum()
     assert large.bytes - small.bytes > 500_000_000  # of 800: meanwhile the process may give back what others used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is known on Linux alone")
+def test_peak_memory_leaves_out_what_was_freed_before():
+    pieces = [torch.ones(16_000) for _ in range(12_500)]  # 800 MB in pieces that the C library keeps when freed
+    with hardware.PeakMemory() as before:
+        pass
+    last = pieces[-1]  # at the end of the heap
+    pieces.append(pieces)  # a circle
+    del pieces
+    with hardware.PeakMemory() as after:
+        assert last.sum() == 16_000
+    assert before.bytes - after.bytes > 600_000_000

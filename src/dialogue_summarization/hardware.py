@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import math
 import platform
@@ -163,8 +164,9 @@ def least_seconds(weights: int, tokens: int, rate: float, *, every_weight: bool,
 class PeakMemory:
     """The most memory in use inside a `with` block, as `.bytes`: the card's, else the process's; None where unknown.
 
-    On Linux the kernel keeps the process's peak (VmHWM) and resets it on request. It counts what was freed before the
-    block and kept (`keep_freed_memory`).
+    On Linux the kernel keeps the process's peak (VmHWM) and resets it on request. What was freed before the block and
+    kept (`keep_freed_memory`) is given back to the system first, or the second run of a process would be said to take
+    what the first one took.
     """
 
     def __enter__(self) -> "PeakMemory":
@@ -173,6 +175,9 @@ class PeakMemory:
         if device().type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
+            gc.collect()
+            with contextlib.suppress(AttributeError):  # not every C library has it
+                ctypes.CDLL(None).malloc_trim(0)
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
                 self._resettable = True
