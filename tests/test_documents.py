@@ -21,6 +21,7 @@ from dialogue_summarization import (
     __version__,
     cli,
     comparison,
+    costs,
     data,
     experiments,
     figures,
@@ -67,8 +68,9 @@ def table(name):
     """What the README shows of an experiment's records."""
     records, test = reference(name)
     rows = report.results(records, test).rename(index=lambda label: label.removesuffix(" (reference)"))
-    about = f"`{report.signature(test)}`\n\n{made([run.environment for run in records])}"
-    return f"{report.to_markdown(rows)}\n\n{about}"
+    cost = f"Seed 0: {costs.in_a_sentence(records)}".replace(" (reference)", "") if name == "smollm2-dialogsum" else ""
+    about = [cost] * bool(cost) + [f"`{report.signature(test)}`", made([run.environment for run in records])]
+    return "\n\n".join([report.to_markdown(rows), *about])
 
 
 def flan_t5():
