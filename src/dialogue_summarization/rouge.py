@@ -7,11 +7,11 @@ references, that equals scoring the Hub's 1,500 rows pair by pair. 0 to 1.
 import itertools
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
-from rouge_score import rouge_scorer, tokenizers
+from rouge_score import rouge_scorer, tokenize, tokenizers
 
 from . import processes
 
@@ -20,10 +20,12 @@ MEAN_OF = ("rouge1", "rouge2", "rougeL")  # what two texts' `agreement` is the m
 
 
 class _CachedTokenizer(tokenizers.Tokenizer):
-    """rouge_score's own tokenizer with stemming, each text tokenized once rather than once a pair and measure."""
+    """rouge_score's own, with stemming: a text is tokenized once, not once a pair and measure, a word stemmed once."""
 
     def __init__(self) -> None:
-        self.tokenize = lru_cache(maxsize=100_000)(tokenizers.DefaultTokenizer(use_stemmer=True).tokenize)
+        stemmer = tokenizers.porter.PorterStemmer()
+        stemmer.stem = lru_cache(maxsize=100_000)(stemmer.stem)
+        self.tokenize = lru_cache(maxsize=100_000)(partial(tokenize.tokenize, stemmer=stemmer))
 
     def tokenize(self, text: str) -> list[str]:
         raise NotImplementedError  # replaced by the cached one
