@@ -99,7 +99,7 @@ def test_every_notebook_runs_and_can_be_read_in_both_themes(lab, tmp_path):
     with browser.chromium() as chromium:
         for names in ([name for name in ALL if name != last], [last]):
             for name, page in [(name, run(chromium, lab, name)) for name in names]:
-                page.wait_for_function(RAN, timeout=150_000)
+                page.wait_for_function(RAN, timeout=300_000)
                 look_at(page, name, tmp_path)
                 if name == last:
                     try_it(page, tmp_path)
