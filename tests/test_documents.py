@@ -68,9 +68,10 @@ def table(name):
     """What the README shows of an experiment's records."""
     records, test = reference(name)
     rows = report.results(records, test).rename(index=lambda label: label.removesuffix(" (reference)"))
-    cost = f"Seed 0: {costs.in_a_sentence(records)}".replace(" (reference)", "") if name == "smollm2-dialogsum" else ""
-    about = [cost] * bool(cost) + [f"`{report.signature(test)}`", made([run.environment for run in records])]
-    return "\n\n".join([report.to_markdown(rows), *about])
+    parts = [report.to_markdown(rows), f"`{report.signature(test)}`", made([run.environment for run in records])]
+    if name == "smollm2-dialogsum":
+        parts.insert(1, f"Seed 0: {costs.in_a_sentence(records)}".replace(" (reference)", ""))
+    return "\n\n".join(parts)
 
 
 def flan_t5():
@@ -163,12 +164,18 @@ def two_gpus():
     return f"{report.to_markdown(scaling.measured(found))}\n\n{lines}\n\n{about}"
 
 
+def of_one_key(records, others):
+    """Each of the others behind the record that asks for the same."""
+    pairs = [(one, other) for other in others for one in records if one.config.key == other.config.key]
+    assert len(pairs) == len(others) > 0, "there is no record of the same key"
+    return pairs
+
+
 def two_gpus_study():
     """The study's runs by two GPUs, each below the same run by one, and the difference between the two."""
     by_one, test = reference("smollm2-dialogsum")
     by_two = runs.collect("smollm2-dialogsum", measured.TWO_GPUS)
-    pairs = [(one, two) for two in by_two for one in by_one if one.config.key == two.config.key]
-    assert len(pairs) == len(by_two), "one GPU made no run of the same key"
+    pairs = of_one_key(by_one, by_two)
     scores = [[report.dialogue_scores(run, test)["rouge1"] for run in (two, one)] for one, two in pairs]
     gaps = [significance.compare(*pair) for pair in scores]
     rows = pd.concat([report.results([run], test) for pair in pairs for run in pair])
@@ -186,10 +193,7 @@ def two_gpus_study():
 def trained_twice():
     """The study's runs that were trained once more, and what `full` and `lora-balanced` are to each other by both."""
     now, test = reference("smollm2-dialogsum")
-    folders = (runs.OUTPUTS / "reference" / "smollm2-dialogsum" / "repeats").glob("*/seed-*")
-    before = {run.config.key: run for run in map(runs.read, folders)}
-    pairs = [(run, before.pop(run.config.key)) for run in now if run.config.key in before]
-    assert not before, "repeats of runs that are no reference"
+    pairs = of_one_key(now, runs.collect("repeats", runs.OUTPUTS / "reference" / "smollm2-dialogsum"))
     rows, both = [], {}
     for pair in pairs:
         scores = [report.dialogue_scores(run, test) for run in pair]

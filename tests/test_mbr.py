@@ -16,7 +16,6 @@ from dialogue_summarization.rouge import agreement
 
 WIDE = Sampling(epsilon=0.0)
 SHORT = Generation(max_new_tokens=6)
-DRAWS = 1_000
 
 
 def by_double_loop(texts):
@@ -94,11 +93,11 @@ def test_tokens_are_drawn_as_likely_as_the_model_finds_them_but_none_below_epsil
 
     epsilon = likely.sort(descending=True).values[99:101].mean().item()  # 100 are likelier
     for sampling in (WIDE, Sampling(epsilon=epsilon)):
-        [drawn] = mbr.draw(model, [dialogue], Generation(max_new_tokens=1), sampling, DRAWS)
+        [drawn] = mbr.draw(model, [dialogue], Generation(max_new_tokens=1), sampling, 4_000)
         chances, counts = expected(sampling), Counter(drawn)
         assert 50 < len(counts) <= len(chances) and set(counts) <= set(chances)
         for text, chance in chances.items():
-            assert abs(counts[text] / DRAWS - chance) < 5 * (chance / DRAWS) ** 0.5 + 3 / DRAWS
+            assert abs(counts[text] / 4_000 - chance) < 5 * (chance / 4_000) ** 0.5 + 0.001
     assert len(expected(WIDE)) > 2 * len(chances)
 
 

@@ -67,10 +67,10 @@ def test_a_second_study_loads_what_is_done(studied):
     folder, arguments, _ = studied
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-0/metrics.json")}
     assert len(before) == 5
-    again = command(*arguments, "--runs", "lora-efficient")
+    again = command(*arguments, "--runs", "zero-shot,lora-efficient")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    texts = [output["text"] for output in outputs(folder / "notebooks" / "03_lora.ipynb") if "text" in output]
+    texts = [output["text"] for output in outputs(folder / "notebooks" / "01_zero_shot.ipynb") if "text" in output]
     assert any("loaded from the record of" in "".join(text) for text in texts)
     assert "lora-balanced" not in again.stdout
 
