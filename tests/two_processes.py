@@ -1,111 +1,119 @@
-"""What each of two CPU processes does that `test_parallel.py` starts."""
+"""What each of two CPU processes does that `distributed/test_two_processes.py` starts, and how one process does it."""
 
 import itertools
 import os
 import signal
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import pytest
-from conftest import tiny_experiment
+import torch
+from accelerate.state import DistributedType, PartialState
+from helpers import tiny_experiment
+from transformers import TrainingArguments
 
-from dialogue_summarization import (
-    benchmark,
-    cli,
-    experiments,
-    fast,
-    hardware,
-    processes,
-    shapes,
-    study,
-    throughput,
-    trainer_parts,
-    training,
-)
+from dialogue_summarization import callbacks, experiments, study, training
+from dialogue_summarization.acceleration import attention
+from dialogue_summarization.acceleration import trainer as accelerated
+from dialogue_summarization.commands import notebooks
+from dialogue_summarization.distributed import processes
+from dialogue_summarization.distributed import study as distributed_study
+from dialogue_summarization.distributed import trainer as distributed
+from measurements import __main__ as measurements
+from measurements import short_training, throughput
 
 KILLED_AT = 5  # the step of 6 that one process does not survive
-STOPPED_AT = 8  # the step of 10, in the second of two epochs, at which a run is interrupted that then goes on
-LINE = ("smollm2-dialogsum", "--runs", "full,lora-balanced", "--gpus", "2")
+STOPPED_AT = 8  # the step of 10, in the second of two epochs, at which a run is interrupted that then resumes
+METHODS = ("full", "lora-balanced")
 
 
-def experiment(model, dataset):
+def experiment(model, dataset, **changes):
     """Two epochs, the better by ROUGE; the data make no whole number of batches."""
-    tiny = tiny_experiment(model, dataset)
-    return replace(tiny, settings={name: replace(each, select_by="rouge2") for name, each in tiny.settings.items()})
+    tiny, changes = tiny_experiment(model, dataset), {"select_by": "rouge2"} | changes
+    return replace(tiny, settings={name: replace(each, **changes) for name, each in tiny.settings.items()})
+
+
+def study_experiment(model, dataset):
+    return experiments.experiment("smollm2-dialogsum", model=str(model), dataset=str(dataset))
 
 
 @contextmanager
 def as_if_compiled():
-    """As on a card, with packed batches and without DDP, but for compilation and graphs, which take one."""
+    """As on a GPU, with packed batches and without DDP, but for compilation and graphs, which take one."""
 
-    def prepare(network, attention):
-        if attention:
-            fast.set_attention(network, attention)
+    def compile_model(model, name):
+        if name:
+            attention.set_attention(model, name)
+
+    def trainer_class():
+        return distributed.DistributedTrainer if processes.world_size() > 1 else accelerated.AcceleratedTrainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "are_fast", lambda *_: True)
-        patch.setattr(fast, "prepare", prepare)
-        patch.setattr(fast, "StepGraphs", lambda step, network: step)
+        patch.setattr(study, "trainer_class", trainer_class)
+        patch.setattr(accelerated, "steps_are_fast", lambda *_: True)
+        patch.setattr(accelerated, "compile_model", compile_model)
+        patch.setattr(accelerated, "StepGraphs", lambda step, model: step)
         yield
 
 
 @contextmanager
 def as_if_too_large():
-    """As on cards that cannot hold the training: accelerate shards on none but GPUs, so it is told that these are."""
-    from accelerate.state import DistributedType, PartialState
-
+    """As on GPUs that cannot hold the training: accelerate shards on none but GPUs, so it is told that these are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "holds_training", lambda network: False)
+        patch.setattr(distributed, "must_shard", lambda model: True)
         patch.setattr(PartialState, "_prepare_backend", lambda *_: ("gloo", DistributedType.MULTI_GPU))
         patch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
-        usual = training.TrainingArguments
-        patch.setattr(training, "TrainingArguments", lambda **some: usual(**(some | {"use_cpu": False})))
+        patch.setattr(training, "TrainingArguments", lambda **given: TrainingArguments(**given | {"use_cpu": False}))
         yield
 
 
-def without_dropout(network):
+def without_dropout(model):
     """Of which each process draws its own: losses would differ by it."""
-    shapes.without_dropout(network)
-    return network
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    return model
 
 
 def measure(llama, dataset, folder):
-    """The benchmark on tiny models: SmolLM2's place is taken by a Llama, FLAN-T5-xl's by a tiny shape of its own.
+    """Measure trainings of tiny models: SmolLM2's place is taken by a Llama, FLAN-T5-xl's by a tiny shape of its own.
 
-    What may be taken of a card is set aside, where there is none, and which is then too small for that shape.
+    What may be allocated of a GPU is set aside, where there is none, and which is then too small for that shape.
     """
-    entries = (
-        throughput.Entry("smollm2-full-plain", "smollm2", batch_size=4, steps=12, warm_up=2),
-        throughput.Entry("smollm2-lora", "smollm2", "lora-balanced", batch_size=4, steps=6, warm_up=2),
-        throughput.Entry("t5-xl-full", "t5-xl", batch_size=4, fast=False, steps=6, warm_up=2, gib=40),
-    )
+    configuration, t5 = throughput.Configuration, short_training.t5
+    configurations = {
+        "smollm2-full-plain": configuration("smollm2", batch_size=4, steps=12, warm_up=2),
+        "smollm2-lora": configuration("smollm2", "lora-balanced", batch_size=4, steps=6, warm_up=2),
+        "t5-xl-full": configuration("t5-xl", batch_size=4, compiled=False, steps=6, warm_up=2, gib=40),
+    }
     line = ["--dataset", str(dataset), "--outputs", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(experiments.EXPERIMENTS, "smollm2-dialogsum", tiny_experiment(llama, dataset))
-        patch.setitem(throughput.T5_SHAPES, "t5-xl", (32, 64, 2, 4))
-        usual = throughput.t5
-        patch.setattr(throughput, "t5", lambda shape: without_dropout(usual(shape)))
-        patch.setattr(throughput, "ENTRIES", {entry.name: entry for entry in entries})
-        patch.setattr(processes, "leave", processes.wait)
-        benchmark.main(["smollm2-full-plain", "smollm2-lora", "generate-beams1", *line])
-        if processes.count() == 1:
-            benchmark.main(["t5-xl-full", *line])
-            benchmark.main(["smollm2-full-plain", "--batch-size", "2", *line])
+        patch.setitem(short_training.T5_SHAPES, "t5-xl", (32, 64, 2, 4))
+        patch.setattr(short_training, "t5", lambda shape: without_dropout(t5(shape)))
+        patch.setattr(throughput, "CONFIGURATIONS", configurations)
+        patch.setattr(throughput, "LOGGING_STEPS", 1)
+        patch.setattr(processes, "leave", PartialState().wait_for_everyone)
+        assert measurements.main(["smollm2-full-plain", "smollm2-lora", "generate-beams1", *line]) == 0
+        if processes.world_size() == 1:
+            assert measurements.main(["t5-xl-full", *line]) == 0
+            assert measurements.main(["smollm2-full-plain", "--batch-size", "2", *line]) == 0
             return
         with as_if_too_large():
-            benchmark.main(["t5-xl-full", *line])
+            assert measurements.main(["t5-xl-full", *line]) == 0
 
 
 @contextmanager
 def at_step(number, happens):
     usual, calls = training.SummarizationTrainer.training_step, itertools.count(1)
 
-    def training_step(*some, **more):
+    def training_step(*args, **kwargs):
         if next(calls) == number:
             happens()
-        return usual(*some, **more)
+        return usual(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.SummarizationTrainer, "training_step", training_step)
@@ -117,23 +125,26 @@ def interrupt():
 
 
 def be_killed():
-    if processes.rank() == 1:
+    if torch.distributed.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(llama, t5, dataset, out):
-    processes.join()
-    measure(llama, dataset, f"{out}/measured")
-    trainer_parts.SECONDS_BETWEEN_CHECKPOINTS = 0
-    for model, pretence, folder in ((llama, as_if_compiled, "compiled"), (t5, as_if_too_large, "sharded")):
-        run = partial(study.run, experiment(model, dataset), experiments.method("full"), outputs=f"{out}/{folder}")
+def main(llama, t5, dataset, folder):
+    measure(llama, dataset, folder / "measured")
+    callbacks.SECONDS_BETWEEN_CHECKPOINTS = 0
+    full, mean = experiments.method("full"), {"averaged_epochs": 2}
+    for name, model, pretence, changes in (
+        ("compiled", llama, as_if_compiled, {}),
+        ("sharded", t5, as_if_too_large, {}),
+        ("sharded-mean", t5, as_if_too_large, mean),
+    ):
+        run = partial(distributed_study.run, experiment(model, dataset, **changes), full, outputs=folder / name)
         with pretence():
             with pytest.raises(KeyboardInterrupt), at_step(STOPPED_AT, interrupt):
                 run()
             run()
+    with pytest.raises(KeyboardInterrupt), at_step(STOPPED_AT, interrupt):
+        distributed_study.run(experiment(llama, dataset, **mean), full, outputs=folder / "other-number")
+    methods = [experiments.method(name) for name in METHODS]
     with at_step(KILLED_AT, be_killed):
-        cli.main([*LINE, "--model", llama, "--dataset", dataset, "--outputs", f"{out}/two"])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        notebooks.make_runs(study_experiment(llama, dataset), methods, 0, folder / "two", False)

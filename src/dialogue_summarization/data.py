@@ -1,4 +1,4 @@
-"""Load, check and describe dialogues: three splits, one row a dialogue, with all its reference summaries.
+"""Load, check and describe dialogues: three splits, a row per dialogue, with all its reference summaries.
 
 A source is a Hub data set, a folder with `train`, `validation` and `test` as `.csv` or `.jsonl`, or the packaged
 sample. Columns: `id`, `dialogue`, `summary` (JSON lines may hold a list of summaries), and `topic` if there is one.
@@ -17,15 +17,13 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from . import hub
+from .errors import DataError
 from .experiments import SAMPLE_DATA, Experiment
+from .hub import offline_if_unreachable
+from .tokenization import Family
 
 SPLITS = ("train", "validation", "test")
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, row and column and says what to do."""
 
 
 def load(experiment: Experiment) -> datasets.DatasetDict:
@@ -44,11 +42,12 @@ def load_source(source: str) -> datasets.DatasetDict:
     """All dialogues of a source: the packaged sample, a folder, or a Hub data set. Raises `DataError`."""
     folder = ROOT / "data" if source == SAMPLE_DATA else Path(source).expanduser()
     if folder.is_dir():
-        return datasets.DatasetDict({split: _read_split(folder, split) for split in SPLITS})
+        files = {split: _split_file(folder, split) for split in SPLITS}
+        return datasets.DatasetDict({split: group_references(read_rows(file), file) for split, file in files.items()})
     if source == SAMPLE_DATA or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise DataError(f"There is no folder {source!r}. Give a folder with train, validation and test, or a Hub id.")
     try:
-        with hub.caches_alone_if_silent() as reason:
+        with offline_if_unreachable() as reason:
             raw = datasets.load_dataset(source)
     except Exception as error:
         reason = reason or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
@@ -57,32 +56,28 @@ def load_source(source: str) -> datasets.DatasetDict:
             f"({reason}). Try again when it answers. Without a network, give a folder with the same files "
             f"(--dataset PATH), or run the experiment quickstart, which needs none."
         ) from error
-    missing = [split for split in SPLITS if split not in raw]
-    if missing:
+    if missing := [split for split in SPLITS if split not in raw]:
         raise DataError(f"{source}: there is no split {missing[0]!r}, only {', '.join(raw)}.")
-    return datasets.DatasetDict({split: _group(list(raw[split]), f"{source}, {split}") for split in SPLITS})
+    return datasets.DatasetDict({split: group_references(list(raw[split]), f"{source}, {split}") for split in SPLITS})
 
 
-def _read_split(folder: Path, split: str) -> datasets.Dataset:
+def _split_file(folder: Path, split: str) -> Path:
     files = [path for suffix in (".csv", ".jsonl") if (path := folder / f"{split}{suffix}").exists()]
     if len(files) != 1:
-        found = "both" if files else "neither"
-        raise DataError(f"{folder} must hold {split}.csv or {split}.jsonl; {found} is there.")
-    return _group(read_rows(files[0]), str(files[0]))
+        raise DataError(f"{folder} must hold {split}.csv or {split}.jsonl; {'both' if files else 'neither'} is there.")
+    return files[0]
 
 
 def read_text(path: Path) -> str:
     """A file's text in UTF-8. Raises `DataError` where it cannot be read or is in another encoding."""
     try:
-        return decode(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}.") from None
+        return decode(path.read_bytes(), path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def decode(content: bytes, where: str) -> str:
-    """Bytes in UTF-8 as text. Raises `DataError`."""
+def decode(content: bytes, where: str | Path) -> str:
+    """Bytes in UTF-8 as text. Raises `DataError`, which names the line."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -91,90 +86,90 @@ def decode(content: bytes, where: str) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, object]]:
-    """The rows of a CSV or JSON lines file, in UTF-8, as dictionaries.
-
-    Raises:
-        DataError: The file is missing, is not UTF-8, or has a line that is not what its ending says.
-    """
+    """The rows of a CSV or JSON lines file in UTF-8. Raises `DataError`, which names the line that cannot be read."""
     text = read_text(path)
-    if path.suffix == ".csv":
-        csv.field_size_limit(1 << 27)
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        try:
-            rows = list(reader)
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}).") from None
-        for number, row in enumerate(rows, 1):
-            if None in row:
-                raise DataError(f"{path}, row {number}: more fields than the header has. Quote fields with commas.")
-        return rows
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-            raise DataError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)}).") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object with id, dialogue and summary.")
-        rows.append(row)
+    rows = _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path)
+    for number, row in enumerate(rows, 1):
+        if None in row:  # what csv calls further fields
+            raise DataError(f"{path}, row {number}: more fields than the header has. Quote fields with commas.")
     return rows
 
 
-def _group(rows: list[dict[str, object]], where: str) -> datasets.Dataset:
-    """Check rows and gather those of one dialogue; `where` names the file in errors."""
+def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
+    csv.field_size_limit(1 << 27)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}).") from None
+
+
+def _json_rows(text: str, path: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            raise DataError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)}).") from None
+        if rows and not isinstance(rows[-1], dict):
+            raise DataError(f"{path}, line {number}: not a JSON object with id, dialogue and summary.")
+    return rows
+
+
+def group_references(rows: list[dict[str, object]], where: str | Path) -> datasets.Dataset:
+    """Check rows, and make one of those with the same dialogue.
+
+    Rows have `id`, `dialogue`, `summary` (a text or a list of texts) and perhaps `topic`; `where` names their file.
+    Raises `DataError` where a column is missing, a value cannot be used, or an id is there twice.
+    """
     if not rows:
         raise DataError(f"{where}: no rows.")
-    seen: dict[str, int] = {}
+    first_row: dict[str, int] = {}
     grouped: dict[str, dict] = {}
     for number, row in enumerate(rows, 1):
         for column in ("id", "dialogue", "summary"):
             if row.get(column) is None:
-                there = ", ".join(str(name) for name in row if row[name] is not None)
-                raise DataError(f"{where}, row {number}: column {column!r} is missing. The row has: {there}.")
-        identifier = str(row["id"]) if type(row["id"]) is int else _text(row["id"], where, number, "id")
-        if identifier in seen:
-            raise DataError(f"{where}, row {number}: id {identifier!r} already stands in row {seen[identifier]}.")
-        seen[identifier] = number
-        dialogue = _text(row["dialogue"], where, number, "dialogue")
+                present = ", ".join(str(name) for name in row if row[name] is not None)
+                raise DataError(f"{where}, row {number}: column {column!r} is missing. The row has: {present}.")
+        identifier = str(row["id"]) if type(row["id"]) is int else _checked(row["id"], where, number, "id")
+        if identifier in first_row:
+            raise DataError(f"{where}, row {number}: id {identifier!r} already stands in row {first_row[identifier]}.")
+        first_row[identifier] = number
+        dialogue = _checked(row["dialogue"], where, number, "dialogue")
         summaries = row["summary"] if isinstance(row["summary"], list) else [row["summary"]]
         if not summaries:
             raise DataError(f"{where}, row {number}, column 'summary': the list is empty.")
-        summaries = [_text(summary, where, number, "summary") for summary in summaries]
-        topic = _text(str(row["topic"]), where, number, "topic") if str(row.get("topic") or "").strip() else ""
+        summaries = [_checked(summary, where, number, "summary") for summary in summaries]
+        topic = _checked(str(row["topic"]), where, number, "topic") if str(row.get("topic") or "").strip() else ""
         entry = grouped.setdefault(dialogue, {"ids": [], "summaries": [], "topic": topic})
         entry["ids"].append(identifier)
         entry["summaries"] += summaries
-    names = _dialogue_ids([entry["ids"] for entry in grouped.values()])
-    return datasets.Dataset.from_list(
-        [
-            {"id": name, "dialogue": dialogue, "summaries": entry["summaries"], "topic": entry["topic"]}
-            for name, (dialogue, entry) in zip(names, grouped.items(), strict=True)
-        ]
-    )
+    names = _dialogue_ids([entry.pop("ids") for entry in grouped.values()])
+    rows = [{"id": name, "dialogue": text} | grouped[text] for name, text in zip(names, grouped, strict=True)]
+    return datasets.Dataset.from_list(rows)
 
 
-def _text(value: object, where: str, number: int, column: str) -> str:
+def _checked(value: object, where: str | Path, number: int, column: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}, row {number}, column {column!r}: text expected, not {type(value).__name__}.")
     if not value.strip():
         raise DataError(f"{where}, row {number}, column {column!r}: empty. Fill it in or leave the row out.")
-    if re.search("[\ufffd\x00\ud800-\udfff]", value):  # the last are halves of characters, which JSON can spell
+    if re.search("[\ufffd\x00\ud800-\udfff]", value):  # the last are surrogates, which JSON can spell
         raise DataError(f"{where}, row {number}, column {column!r}: damaged characters. Save the file as UTF-8.")
     return value.replace("\r\n", "\n").strip()
 
 
-def _dialogue_ids(groups: list[list[str]]) -> list[str]:
-    """One id a dialogue: `test_7` for `test_7_1`, `test_7_2`, `test_7_3`, the first where that would not be its own."""
-    stems = [{name.rpartition("_")[0] for name in ids} for ids in groups]
-    owners = Counter(stem for found in stems for stem in found)
-    taken = {"", *(name for ids in groups for name in ids)}
-    return [
-        stem if len(ids) > 1 and len(found) == 1 and owners[stem] == 1 and stem not in taken else ids[0]
-        for ids, found in zip(groups, stems, strict=True)
-        for stem in [next(iter(found))]
-    ]
+def _dialogue_ids(row_ids: list[list[str]]) -> list[str]:
+    """One id per dialogue: `test_7` for rows `test_7_1`, `test_7_2`, ...; the first row's where that is not unique."""
+    stems = [{name.rpartition("_")[0] for name in ids} for ids in row_ids]
+    dialogues_per_stem = Counter(stem for several in stems for stem in several)
+    taken = {"", *(name for ids in row_ids for name in ids)}
+    names = []
+    for ids, several in zip(row_ids, stems, strict=True):
+        stem = next(iter(several))
+        is_unique = len(several) == 1 and dialogues_per_stem[stem] == 1 and stem not in taken
+        names.append(stem if len(ids) > 1 and is_unique else ids[0])
+    return names
 
 
 def fingerprint(splits: Mapping[str, datasets.Dataset]) -> str:
@@ -186,84 +181,72 @@ def fingerprint(splits: Mapping[str, datasets.Dataset]) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(splits: Mapping[str, datasets.Dataset], family: object | None = None) -> pd.DataFrame:
-    """A row a split: dialogues, references, turns, mean and longest lengths in words.
+def describe(splits: Mapping[str, datasets.Dataset], family: Family | None = None) -> pd.DataFrame:
+    """A row per split: dialogues, references, turns, mean and longest lengths in words.
 
-    With a `tokenization.Family` also the mean length of the encoded prompt and the share of dialogues cut to fit.
+    With a `family` also the mean length of the encoded prompt and the fraction of dialogues cut to fit.
     """
     table = []
     for split, rows in splits.items():
-        words = pd.Series([len(dialogue.split()) for dialogue in rows["dialogue"]])
-        references = [summary for summaries in rows["summaries"] for summary in summaries]
-        entry = {
-            "split": split,
-            "dialogues": len(rows),
-            "references": len(references),
-            "turns": sum(dialogue.count("\n") + 1 for dialogue in rows["dialogue"]) / len(rows),
-            "words": words.mean(),
-            "longest": words.max(),
-            "summary words": sum(len(summary.split()) for summary in references) / len(references),
-        }
+        dialogues = pd.Series(list(rows["dialogue"]))
+        references = pd.Series([summary for summaries in rows["summaries"] for summary in summaries])
+        words = dialogues.str.split().str.len()
+        entry = {"split": split, "dialogues": len(dialogues), "references": len(references)}
+        entry |= {"turns": dialogues.str.count("\n").mean() + 1, "words": words.mean(), "longest": words.max()}
+        entry["summary words"] = references.str.split().str.len().mean()
         if family:
-            encoded = family.encode_all(rows["dialogue"])
-            entry["prompt tokens"] = sum(len(row["input_ids"]) for row in encoded) / len(rows)
-            entry["truncated"] = sum(row["truncated"] for row in encoded) / len(rows)
+            encoded = pd.DataFrame(family.encode_all(dialogues.tolist()))
+            entry |= {"prompt tokens": encoded["length"].mean(), "truncated": encoded["truncated"].mean()}
         table.append(entry)
     return pd.DataFrame(table).set_index("split").round(3)
 
 
-def fold(text: str) -> str:
-    """Lower case, without punctuation, single spaces: what two texts have in common when they "are the same"."""
+def normalize(text: str) -> str:
+    """Lower case, without punctuation, single spaces: texts equal after this count as the same."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def leaks(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:
-    """Dialogues that repeat within a split or stand in another, after folding case and punctuation.
+def near_duplicates(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:
+    """Dialogues that repeat within a split or in another, after `normalize`.
 
-    `shares 80 %` and `shares 50 %` count the dialogues that have at least that share of their 8-grams in common with
-    one dialogue of the split they are compared with; a repeat shares all of them, unless it is shorter than 8 words.
+    `shares 80 %` and `shares 50 %` count dialogues with at least that fraction of their 8-grams in one dialogue of the
+    other split. A repeat shares all of them, unless it is shorter than 8 words.
     """
-    folded = {split: [fold(dialogue) for dialogue in rows["dialogue"]] for split, rows in splits.items()}
-    table = [
-        {"split": split, "compared with": split, "repeats": len(texts) - len(set(texts))}
-        for split, texts in folded.items()
-    ]
+    texts = {split: [normalize(dialogue) for dialogue in rows["dialogue"]] for split, rows in splits.items()}
+    table = [{"split": name, "compared with": name, "repeats": len(own) - len(set(own))} for name, own in texts.items()]
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        known = set(folded[other])
-        shares = overlaps(splits[split]["dialogue"], splits[other]["dialogue"])
-        table.append(
-            {"split": split, "compared with": other, "repeats": sum(text in known for text in folded[split])}
-            | {f"shares {share} %": sum(found >= share / 100 for found in shares) for share in (80, 50)}
-        )
+        known = set(texts[other])
+        repeats = sum(text in known for text in texts[split])
+        overlaps = ngram_overlap(texts[split], texts[other])
+        shares = {f"shares {percent} %": sum(value >= percent / 100 for value in overlaps) for percent in (80, 50)}
+        table.append({"split": split, "compared with": other, "repeats": repeats} | shares)
     return pd.DataFrame(table).astype({"shares 80 %": "Int64", "shares 50 %": "Int64"})
 
 
-def unseen(validation: datasets.Dataset, train: datasets.Dataset, share: float = 0.5) -> datasets.Dataset:
-    """The validation dialogues that do not nearly stand in train, for choosing checkpoints and settings.
+def drop_near_duplicates(validation: datasets.Dataset, train: datasets.Dataset, most: float = 0.5) -> datasets.Dataset:
+    """The validation dialogues to choose checkpoints and settings by: with under `most` of their 8-grams in train.
 
-    A dialogue that shares half of its 8-grams with one of train (103 of 500 in DialogSum) would reward memorizing.
-    Where none is left, all are.
+    Near-duplicates (103 of 500 in DialogSum) would reward memorizing. Where none is left, all are kept.
     """
-    shares = overlaps(validation["dialogue"], train["dialogue"])
-    kept = [number for number, found in enumerate(shares) if found < share]
-    return validation.select(kept or range(len(validation)))
+    overlaps = ngram_overlap(validation["dialogue"], train["dialogue"])
+    return validation.select([n for n, overlap in enumerate(overlaps) if overlap < most] or range(len(validation)))
 
 
-def overlaps(dialogues: Iterable[str], others: Iterable[str], n: int = 8) -> list[float]:
-    """For each dialogue the largest share, 0 to 1, of its n-grams of folded words that one of `others` has."""
-
-    def ngrams(text: str) -> set[str]:
-        words = fold(text).split()
-        return {" ".join(words[start : start + n]) for start in range(len(words) - n + 1)}
-
-    grams = [ngrams(dialogue) for dialogue in dialogues]
-    owners = defaultdict(list)
-    for number, own in enumerate(grams):
-        for gram in own:
-            owners[gram].append(number)
-    most = [0] * len(grams)
+def ngram_overlap(dialogues: Iterable[str], others: Iterable[str], n: int = 8) -> list[float]:
+    """For each dialogue the largest fraction, 0 to 1, of its n-grams of normalized words that one of `others` has."""
+    ngrams = [_ngrams(dialogue, n) for dialogue in dialogues]
+    dialogues_with = defaultdict(list)
+    for number, own in enumerate(ngrams):
+        for ngram in own:
+            dialogues_with[ngram].append(number)
+    most = [0] * len(ngrams)
     for other in others:
-        shared = Counter(number for gram in owners.keys() & ngrams(other) for number in owners[gram])
-        for number, count in shared.items():
+        common = dialogues_with.keys() & _ngrams(other, n)
+        for number, count in Counter(number for ngram in common for number in dialogues_with[ngram]).items():
             most[number] = max(most[number], count)
-    return [count / max(len(own), 1) for count, own in zip(most, grams, strict=True)]
+    return [count / max(len(own), 1) for count, own in zip(most, ngrams, strict=True)]
+
+
+def _ngrams(text: str, n: int) -> set[str]:
+    words = normalize(text).split()
+    return {" ".join(words[start : start + n]) for start in range(len(words) - n + 1)}

@@ -1,170 +1,137 @@
-"""Write summaries in batches, longest dialogues first, and return them in the order asked for."""
+"""Generate summaries in batches, longest dialogues first, and return them in the order asked for."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
-from . import decoding, fast, fitting, hardware
+from . import hardware
 from .experiments import Generation
-from .models import Model, inference, packs
+from .models import ModelBundle, base_model
 
 # What a checkpoint's generation settings may say about its tokens; its sampling settings are left behind.
-_TOKENS = (
-    "bos_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How summaries are drawn at random, by torch's generator, which the caller seeds.
-
-    Tokens less likely than `epsilon` are never drawn (Hewitt et al. 2022, arXiv 2210.15191), among them those that
-    label smoothing makes likelier than they are. Freitag et al. (2023, arXiv 2305.09860) found this best for minimum
-    Bayes risk; the defaults are theirs.
-    """
-
-    temperature: float = 1.0
-    epsilon: float = 0.02
-
-
-class NoRepeatedNgram(LogitsProcessor):
-    """No n tokens of a summary twice in it, on the card.
-
-    Transformers' own (`no_repeat_ngram_size`) reads every row in Python at every token, and counts a decoder-only
-    model's prompt as written: three words of the dialogue could not be used again.
-
-    Args:
-        size: n.
-        written: From token ids (rows, tokens) to those of them that are the summary's.
-    """
-
-    def __init__(self, size: int, written: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._size, self._written = size, written
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """`scores` (rows, vocabulary) with what would repeat at minus infinity."""
-        written = self._written(input_ids)
-        if written.shape[1] < self._size:
-            return scores
-        ngrams = written.unfold(1, self._size, 1)
-        begun = written[:, written.shape[1] - self._size + 1 :]
-        repeats = (ngrams[:, :, :-1] == begun[:, None]).all(-1)
-        limits = torch.where(repeats, -torch.inf, torch.inf).to(scores.dtype)
-        return scores.scatter_reduce(1, ngrams[:, :, -1], limits, "amin")
-
-
-def generation_config(model: Model, generation: Generation, sampling: Sampling | None = None) -> GenerationConfig:
-    """The experiment's settings with the special tokens of the model, and no sampling but what is asked for."""
-    own = model.network.generation_config
-    tokens = {name: getattr(own, name) for name in _TOKENS if getattr(own, name, None) is not None}
-    drawn = {}
-    if sampling:  # generate would keep to the 50 likeliest tokens where top_k is not given
-        drawn = {"temperature": sampling.temperature, "epsilon_cutoff": sampling.epsilon, "top_k": 0}
-    return GenerationConfig(
-        **tokens,
-        **drawn,
-        pad_token_id=model.tokenizer.pad_token_id,
-        max_new_tokens=generation.max_new_tokens,
-        num_beams=generation.num_beams,
-        length_penalty=generation.length_penalty if generation.num_beams > 1 else 1.0,  # or generate warns
-        do_sample=sampling is not None,
-        disable_compile=True,  # of a cache of fixed size generate would make an occasion to compile the model
-    )
+_TOKENS = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 @torch.no_grad()
 def summarize(
-    model: Model,
+    bundle: ModelBundle,
     dialogues: Sequence[str],
     generation: Generation,
     *,
-    sampling: Sampling | None = None,
+    overrides: Mapping[str, object] | None = None,
     progress: bool = True,
     tokens: int | None = None,
 ) -> list[str]:
-    """One summary a dialogue, in the order given.
+    """One summary per dialogue, in the order given.
 
-    The network is in evaluation mode meanwhile (dropout would make summaries random) and in its former mode afterwards.
-    Works for base, fully tuned, adapter and merged models alike.
+    The model is in evaluation mode meanwhile (dropout would make summaries random) and in its former mode afterwards.
 
     Args:
-        model: The model that writes.
+        bundle: The model: base, fully fine-tuned, with an adapter, or merged.
         dialogues: What it reads.
-        generation: How it writes.
-        sampling: How it draws, if it does; another division into batches then gives other summaries.
+        generation: How it generates.
+        overrides: Further arguments of transformers' GenerationConfig, to sample for example.
         progress: Whether to show a bar.
-        tokens: How many tokens a batch may hold, padding included; the machine decides where it is None. Where memory
-            runs out, half as many dialogues are written for at once.
+        tokens: The largest batch in tokens, prompts with their padding and new tokens; the machine decides if None.
 
     Raises:
         NotEnoughMemory: One dialogue does not fit.
     """
-    base = fast.base_of(model.network)
-    encoded = model.family.encode_all(dialogues)
-    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
-    summaries: list[str] = [""] * len(encoded)
-    was_training = model.network.training
-    model.network.eval()
-    # Set on the model, not handed over: generate would fill in what the checkpoint says beside it.
-    own, base.generation_config = base.generation_config, generation_config(model, generation, sampling)
-    bar = tqdm(total=len(order), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
-
-    def write(most: int) -> None:
-        """Write what is left, `most` tokens at once."""
-        while order:
-            chosen = order[: _count(most)]
-            batch = model.family.collate([encoded[number] for number in chosen])
-            inputs = {name: batch[name].to(model.network.device) for name in ("input_ids", "attention_mask")}
-            written = model.family.completion(_generate(model, inputs, generation), inputs["input_ids"].shape[1])
-            texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
-            for number, text in zip(chosen, texts, strict=True):
-                summaries[number] = text.strip()
-            del order[: len(chosen)]
-            bar.update(len(chosen))
-
-    def longest() -> int:
-        return len(encoded[order[0]]["input_ids"]) + generation.max_new_tokens
-
-    def _count(most: int) -> int:
-        return min(len(order), max(1, most // longest()))
-
-    def smaller(most: int) -> int:
-        return longest() * fitting.fewer("writing summaries of")(_count(most))
-
+    base = base_model(bundle.model)
+    encoded = bundle.family.encode_all(dialogues)
+    remaining = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
+    summaries = [""] * len(encoded)
+    was_training, own_config = bundle.model.training, base.generation_config
+    bundle.model.eval()
+    # Set on the model, not passed to generate: that would fill in what the checkpoint says besides.
+    base.generation_config = generation_config(bundle, generation, **(overrides or {}))
+    bar = tqdm(total=len(remaining), desc="summaries", file=sys.stdout, disable=not progress, mininterval=1)
     try:
-        with fast.eager(model.network), inference(model.network):
-            fitting.with_less(write, tokens or fitting.generation_tokens(model.network, generation.num_beams), smaller)
+        with batch_generator_class(bundle)(bundle, generation) as generate:
+            generate.tokens = tokens or generate.tokens
+            while remaining:
+                longest = len(encoded[remaining[0]]["input_ids"]) + generation.max_new_tokens
+                batch = remaining[: max(1, generate.tokens // longest)]
+                ids = generate([encoded[number] for number in batch])
+                texts = bundle.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                for number, text in zip(batch, texts, strict=True):
+                    summaries[number] = text.strip()
+                del remaining[: len(batch)]
+                bar.update(len(batch))
     finally:
         bar.close()
-        base.generation_config = own
-        model.network.train(was_training)
+        base.generation_config = own_config
+        bundle.model.train(was_training)
     return summaries
 
 
-def _generate(model: Model, inputs: dict[str, torch.Tensor], generation: Generation) -> torch.Tensor:
-    """What `generate` returns; over the cache of module `decoding` where family and machine have it, and its graphs."""
-    length = inputs["input_ids"].shape[1]
-    processors = LogitsProcessorList()
-    if generation.no_repeat_ngram_size:
-        written = partial(model.family.completion, prompt_length=length)
-        processors.append(NoRepeatedNgram(generation.no_repeat_ngram_size, written))
-    own_cache = hardware.writes_over_a_fixed_cache() and model.family.fixed_attention == fast.PACKED
-    if not (own_cache and packs(model.network)):
-        return model.network.generate(**inputs, logits_processor=processors)
-    base = fast.base_of(model.network)
-    dtype = torch.bfloat16 if hardware.precision() == "bf16" else torch.float32
-    cache = decoding.static_cache(base, length, generation.max_new_tokens, dtype)
-    graphed = hardware.fast_steps() and base.device.type == "cuda"
-    graphs = decoding.graphed_decoding(base) if graphed else contextlib.nullcontext()
-    with decoding.attention(base, fast.PACKED), graphs:
-        return model.network.generate(**inputs, logits_processor=processors, past_key_values=cache)
+def generation_config(bundle: ModelBundle, generation: Generation, **overrides: Any) -> GenerationConfig:
+    """The settings with the special tokens of the model, and no sampling unless an override asks for it."""
+    own = base_model(bundle.model).generation_config
+    tokens = {name: getattr(own, name) for name in _TOKENS if getattr(own, name, None) is not None}
+    settings = {
+        "pad_token_id": bundle.tokenizer.pad_token_id,
+        "max_new_tokens": generation.max_new_tokens,
+        "num_beams": generation.num_beams,
+        "length_penalty": generation.length_penalty if generation.num_beams > 1 else 1.0,  # or generate warns
+        "do_sample": False,
+        "disable_compile": True,  # generate would compile the model wherever its cache has a fixed size
+    }
+    return GenerationConfig(**(tokens | settings | overrides))
+
+
+class BatchGenerator(contextlib.ExitStack):
+    """Generates for one batch after another within a `with` block; `tokens` is the largest batch to give it."""
+
+    tokens = 16 * 1024
+
+    def __init__(self, bundle: ModelBundle, generation: Generation) -> None:
+        super().__init__()
+        self.bundle, self.generation = bundle, generation
+
+    def __enter__(self) -> "BatchGenerator":
+        self.enter_context(hardware.autocast())
+        return self
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[list[int]]:
+        """The generated token ids of each encoded row, without its prompt."""
+        batch = self.bundle.family.collate(rows)
+        inputs = {name: batch[name].to(self.bundle.model.device) for name in ("input_ids", "attention_mask")}
+        prompt_length = inputs["input_ids"].shape[1]
+        generated_ids = partial(self.bundle.family.generated_ids, prompt_length=prompt_length)
+        size = self.generation.no_repeat_ngram_size
+        processors = LogitsProcessorList([NoRepeatedNgram(size, generated_ids)] if size else [])
+        return generated_ids(self.generate(inputs, logits_processor=processors)).tolist()
+
+    def generate(self, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:
+        """What the model's `generate` returns for `input_ids` and `attention_mask`, both (batch, tokens)."""
+        return self.bundle.model.generate(**inputs, **options)
+
+
+def batch_generator_class(bundle: ModelBundle) -> type[BatchGenerator]:
+    """The accelerated generator where it supports the model on this machine, else the plain one."""
+    from .acceleration import decoding
+
+    return decoding.AcceleratedGenerator if decoding.supports(bundle) else BatchGenerator
+
+
+class NoRepeatedNgram(NoRepeatNGramLogitsProcessor):
+    """No n-gram of a summary twice in it.
+
+    Transformers' own counts a decoder-only model's prompt as generated: three words of the dialogue could not be used
+    again. `generated` gives of token ids (batch, tokens) those that are the summary's.
+    """
+
+    def __init__(self, size: int, generated: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(size)
+        self._generated = generated
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` (batch, vocabulary) with what would repeat at minus infinity."""
+        return super().__call__(self._generated(input_ids), scores)

@@ -1,9 +1,8 @@
-"""What the machine has: its device, the precision that is right on it, its memory."""
+"""What the machine has: its device, the precision that is right on it, the time and memory that code takes."""
 
 import contextlib
 import ctypes
 import gc
-import importlib.util
 import math
 import platform
 import sys
@@ -17,16 +16,10 @@ import safetensors
 import torch
 import transformers
 
-from .memory import CONTEXT, GIB
+from .errors import NotEnoughMemory
 
-# Operations a second in fp32, as cards without bf16 compute here, by the vendor's data sheets: nvidia.com/t4, and for
-# GeForce the white paper "Turing GPU Architecture", appendix.
-FP32_RATES = {"GeForce RTX 2060, 6 GB": 6.5e12, "T4, 16 GB": 8.1e12}
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
-
-
-class NotEnoughMemory(RuntimeError):
-    """The model does not fit; the message says what was needed and what there is."""
+GIB = 1 << 30
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def device() -> torch.device:
@@ -37,47 +30,22 @@ def device() -> torch.device:
 
 
 def precision() -> str:
-    """`bf16` where the card or CPU computes in it, otherwise `fp32`; weights are trained in fp32 in either case.
+    """`bf16` where the device computes in it natively, otherwise `fp32`; weights are trained in fp32 in either case."""
+    return precision_and_reason()[0]
 
-    Compute capability 8 (Ampere) brought bf16; `torch.cuda.is_bf16_supported()` also says yes where it is only emulated
-    (T4). Of CPUs those with AVX512-BF16 do (AMD since Zen 4, Intel's servers), through oneDNN, which would emulate it
-    on others. fp16 is never chosen: T5 overflows in it (transformers issue 14189).
-    """
+
+def precision_and_reason() -> tuple[str, str]:
+    """The precision, and why. fp16 is never chosen: T5 overflows in it (transformers issue 14189)."""
     kind = device().type
-    if kind == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    else:
-        native = kind == "cuda" and torch.cuda.get_device_capability()[0] >= 8
-    return "bf16" if native else "fp32"
-
-
-def fast_steps() -> bool:
-    """Whether the steps of module `fast` run here: an Ampere card or newer, and Triton to compile for it."""
-    return device().type == "cuda" and precision() == "bf16" and importlib.util.find_spec("triton") is not None
-
-
-def writes_over_a_fixed_cache() -> bool:
-    """Whether summaries are written over a cache of fixed size: for graphs, and since a CPU copies slowly."""
-    return fast_steps() or device().type == "cpu"
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for what comes next, where a CPU computes.
-
-    By itself it returns large blocks at once and the kernel clears every page anew: 40 summaries of SmolLM2 took 47 s,
-    and 32 s so (2 cores).
-    """
-    if sys.platform == "linux" and device().type == "cpu" and platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def clock() -> float:
-    """`time.perf_counter`, once the card has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    if kind == "cuda":  # torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (T4)
+        major, minor = torch.cuda.get_device_capability()
+        name = "bf16" if major >= 8 else "fp32"
+        return name, f"compute capability {major}.{minor}; bf16 needs 8.0 (Ampere) or newer"
+    if kind == "mps":
+        return "fp32", "an Apple GPU"
+    # AMD since Zen 4 and Intel's servers, through oneDNN, which would emulate bf16 on other CPUs.
+    is_native = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ("bf16", "the CPU has AVX512-BF16") if is_native else ("fp32", "the CPU has no AVX512-BF16")
 
 
 def autocast() -> contextlib.AbstractContextManager:
@@ -87,91 +55,68 @@ def autocast() -> contextlib.AbstractContextManager:
 
 def describe() -> dict[str, str | int]:
     """The device by name, its memory in bytes, the precision and the system."""
-    here = device()
-    if here.type == "cuda":
-        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(here).total_memory
+    current, system = device(), f"{platform.system()} {platform.machine()}"
+    memory = psutil.virtual_memory().total
+    if current.type == "cuda":
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(current).total_memory
     else:
-        kind = "CPU" if here.type == "cpu" else "Apple GPU"
-        name, memory = f"{kind}, {torch.get_num_threads()} threads", psutil.virtual_memory().total
-    return {
-        "device": name,
-        "memory_bytes": memory,
-        "precision": precision(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def memory() -> int:
-    """Bytes of the card, or of the machine where there is none.
-
-    Where the process may take only a part of a card (`torch.cuda.set_per_process_memory_fraction`), those of a card of
-    which it could take as much.
-    """
-    if device().type != "cuda":
-        return psutil.virtual_memory().total
-    total, share = torch.cuda.get_device_properties(device()).total_memory, torch.cuda.get_per_process_memory_fraction()
-    return total if share == 1 else int(share * total) + CONTEXT
-
-
-def holds_training(network: torch.nn.Module) -> bool:
-    """Whether the device holds what training takes beside activations, in four fifths of its memory.
-
-    In fp32, 4 bytes a weight, and for each that is trained 4 for its gradient and 8 for AdamW's two moments.
-    """
-    needed = sum(weight.numel() * (16 if weight.requires_grad else 4) for weight in network.parameters())
-    return needed <= 0.8 * memory()
+        name = f"{'CPU' if current.type == 'cpu' else 'Apple GPU'}, {torch.get_num_threads()} threads"
+    return {"device": name, "memory_bytes": memory, "precision": precision(), "system": system}
 
 
 def free_memory() -> int:
-    """Bytes that can still be taken: on the card where there is one, else of the machine."""
+    """Bytes that can still be allocated: on the GPU where there is one, else of the machine."""
     return torch.cuda.mem_get_info()[0] if device().type == "cuda" else psutil.virtual_memory().available
 
 
-def require_memory(model: str | Path) -> None:
-    """Stop before loading weights that cannot fit.
-
-    Raises:
-        NotEnoughMemory: The model's weights, as fp32, are larger than the free memory.
-    """
-    needed, free = 0, free_memory()
-    for path in Path(model).glob("*.safetensors"):
-        with safetensors.safe_open(path, "pt") as file:
-            needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+def require_memory(folder: str | Path) -> None:
+    """Stop before loading weights that cannot fit: raise `NotEnoughMemory`."""
+    needed, free = weight_bytes(folder), free_memory()
     if needed > free:
         raise NotEnoughMemory(
-            f"The model in {model} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
+            f"The model in {folder} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
             f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GiB."
         )
 
 
-def least_seconds(weights: int, tokens: int, rate: float, *, every_weight: bool, checkpointing: bool) -> float:
-    """Seconds below which training cannot take on a card: all its operations at the card's full rate.
+def weight_bytes(folder: str | Path) -> int:
+    """Bytes of the weights in a folder's safetensors, as fp32."""
+    total = 0
+    for path in Path(folder).glob("*.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            total += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
-    Of a weight and a token that is 2 operations forwards, 2 backwards to the layer below, 2 for the gradient of the
-    weight where every weight is trained (Kaplan et al. 2020, arXiv 2001.08361), and 2 more to compute activations
-    again. Launching, padding, memory and the optimizer come on top: a small model takes several times as long.
 
-    Args:
-        weights: Of the layers, without the embeddings.
-        tokens: Of all pairs, times the epochs.
-        rate: Operations a second, as in `FP32_RATES`.
-        every_weight: Whether every weight is trained, and not an adapter.
-        checkpointing: Whether activations are computed again.
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory where a CPU computes: by default every large block is returned and cleared anew."""
+    if sys.platform == "linux" and device().type == "cpu" and platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def synchronized_time() -> float:
+    """`time.perf_counter`, once the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Meter:
+    """What a `with` block takes: `seconds`, `peak_bytes` of memory, `joules` of the GPU; the last two None if unknown.
+
+    Memory is the GPU's, else the process's: on Linux the kernel keeps its peak (VmHWM) and resets it on request. What
+    was freed before the block is returned to the system first, or a second run would be charged for the first one's.
+    Energy is the GPU's own counter (Volta and newer), other programs on it included: `uv sync --extra energy`.
     """
-    return 2 * weights * tokens * (2 + every_weight + checkpointing) / rate
 
+    seconds: float
+    peak_bytes: int | None = None
+    joules: float | None = None
 
-class PeakMemory:
-    """The most memory in use inside a `with` block, as `.bytes`: the card's, else the process's; None where unknown.
-
-    On Linux the kernel keeps the process's peak (VmHWM) and resets it on request. What was freed before the block and
-    kept (`keep_freed_memory`) is given back to the system first, or the second run of a process would be said to take
-    what the first one took.
-    """
-
-    def __enter__(self) -> "PeakMemory":
-        self.bytes: int | None = None
-        self._resettable = False
+    def __enter__(self) -> "Meter":
+        self._has_linux_peak = False
         if device().type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
@@ -180,15 +125,36 @@ class PeakMemory:
                 ctypes.CDLL(None).malloc_trim(0)
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
-                self._resettable = True
+                self._has_linux_peak = True
+        self._millijoules = _gpu_millijoules()
+        self._start = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._start
         if device().type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated()
-        elif self._resettable:
+            self.peak_bytes = torch.cuda.max_memory_allocated()
+        elif self._has_linux_peak:
             lines = Path("/proc/self/status").read_text().splitlines()
-            self.bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+            self.peak_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        end = _gpu_millijoules()
+        if self._millijoules is not None and end is not None:
+            self.joules = round((end - self._millijoules) / 1000, 1)
+
+
+def _gpu_millijoules() -> int | None:
+    """Since the driver was loaded; None without a GPU, permission or NVIDIA's management library."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        # By UUID: with CUDA_VISIBLE_DEVICES, CUDA's numbers are not the library's.
+        name = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(name))
+    except Exception:
+        return None
 
 
 @contextlib.contextmanager

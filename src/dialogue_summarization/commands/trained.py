@@ -1,0 +1,73 @@
+"""Commands on the model of a finished run: summarize a dialogue, decode for minimum Bayes risk, test likelihoods."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from .. import data, disk, generation, hardware, runs, study
+from ..errors import ConfigurationError, DataError
+from ..evaluation import likelihood, mbr
+
+
+def find_runs(place: Path) -> list[runs.Run]:
+    """The runs in a folder, or of a name below outputs or the committed records, as quickstart/full: one per seed.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    for folder in (place, runs.OUTPUTS / place, runs.OUTPUTS / "reference" / place):
+        if (folder / "config.json").exists():
+            return [runs.read(folder)]
+        seeds = [path.parent for path in folder.glob("seed-*/metrics.json") if "." not in path.parent.name]
+        if seeds:
+            return [runs.read(seed) for seed in sorted(seeds)]
+    raise ConfigurationError(f"There is no run {place}. `study` makes the runs of quickstart.")
+
+
+def find_trained(place: Path) -> list[runs.Run]:
+    """Of the runs that `find_runs` gives, those with weights; all of them if none has any."""
+    records = find_runs(place)
+    return [run for run in records if run.weights] or records
+
+
+def summarize(options: Namespace) -> None:
+    """Print a run's summary of the dialogue in a text file, or of standard input for `-`."""
+    run = find_trained(options.run)[0]
+    if options.file == "-":
+        text = data.decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = data.read_text(Path(options.file))
+    if not text.strip():
+        raise DataError("The dialogue is empty.")
+    with hardware.quiet():
+        bundle = study.load_run(run)
+        print(generation.summarize(bundle, [text.strip()], run.experiment.generation, progress=False)[0])
+
+
+def decode(options: Namespace) -> None:
+    """Decode runs for minimum Bayes risk: on test into `mbr-N.csv` and `mbr-N.json`, on validation scores alone."""
+    temperature, epsilon, stem = options.temperature, options.epsilon, f"mbr-{options.samples}"
+    if options.samples < 2 or temperature <= 0 or not 0 <= epsilon < 1:
+        raise ConfigurationError("--samples is 2 or more, --temperature above 0, --epsilon from 0 to below 1.")
+    if options.split == "validation":
+        stem += f"-validation-{temperature:g}-{epsilon:g}"
+    sampling = {"temperature": temperature, "epsilon_cutoff": epsilon}
+    for run in find_trained(options.run):
+        rows = mbr.dialogues_of(run, options.dataset or run.config.dataset, options.split)
+        with hardware.quiet():
+            texts, record = mbr.decode(run, rows, options.split, options.samples, sampling, options.seed)
+        if options.split == "test":
+            runs.write_predictions(run.folder / f"{stem}.csv", rows["id"], texts)
+        disk.write_json(run.folder / f"{stem}.json", record)
+        scores = (f"{name} {record[name]:.4f} (own {record['own'][name]:.4f})" for name in mbr.MEAN_OF)
+        print(f"{run.folder / stem}.json: {', '.join(scores)}")
+
+
+def measure_likelihoods(options: Namespace) -> None:
+    """Test which summaries a run's model finds likelier, write `likelihood.csv` into its folder, print the table."""
+    records = find_trained(options.run)
+    for run in records:
+        test = mbr.dialogues_of(run, options.dataset or run.config.dataset, "test")
+        with hardware.quiet():
+            disk.write_csv(run.folder / "likelihood.csv", likelihood.run_test(study.load_run(run), test))
+    print(likelihood.table(records).to_string())

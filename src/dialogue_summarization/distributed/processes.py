@@ -1,0 +1,112 @@
+"""Several processes, one per GPU, or on a CPU joined by gloo: start and connect them, and divide work between them."""
+
+import datetime
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context, queues
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.multiprocessing.spawn import ProcessException, start_processes
+
+from ..errors import ConfigurationError, UserError
+
+
+def launch(world_size: int, function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in several new processes, which are connected to one another.
+
+    Raises:
+        ConfigurationError: There are not so many GPUs.
+        UserError: One process was killed, or raised one. The others are ended too.
+    """
+    if torch.cuda.is_available() and world_size > torch.cuda.device_count():
+        raise ConfigurationError(f"--gpus {world_size}: there are {torch.cuda.device_count()} here.")
+    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": str(world_size)}
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it says which processes it ends
+    messages = get_context("spawn").SimpleQueue()
+    context = start_processes(_call, (variables, messages, partial(function, *arguments)), world_size, join=False)
+    try:
+        while not context.join():
+            pass
+    except ProcessException:
+        if not messages.empty():
+            raise UserError(messages.get()) from None
+        codes = [process.exitcode for process in context.processes]
+        killed = [code for code in codes if code < 0 and code != -signal.SIGTERM]  # by which the others are ended
+        if not killed:
+            raise  # a bug, with the traceback
+        code = min(killed)  # SIGKILL before SIGABRT, by which another may end for want of the first
+        raise UserError(
+            f"Process {codes.index(code) + 1} of {world_size} was ended by {signal.Signals(-code).name}. "
+            f"What was finished is kept; the same command goes on."
+        ) from None
+    finally:
+        for process in context.processes:  # where this process was interrupted
+            process.terminate()
+
+
+def _call(rank: int, variables: dict[str, str], messages: queues.SimpleQueue, function: Callable[[], None]) -> None:
+    os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))  # as torchrun sets them
+    join()
+    try:
+        function()
+    except UserError as error:
+        messages.put(str(error))
+        sys.exit(1)
+    leave()
+
+
+def join() -> None:
+    """Connect to the other processes, if there are several. All but the main process fall silent."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:  # the processes share the cores
+        threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+        torch.set_num_threads(int(threads))
+    PartialState(cpu=on_cpu, timeout=datetime.timedelta(minutes=30))  # Trainer's `ddp_timeout`
+    if not is_main_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def leave() -> None:
+    """End this process, when nothing is left to do, if it is one of several."""
+    if world_size() == 1:
+        return
+    PartialState().wait_for_everyone()
+    if torch.cuda.is_available():
+        PartialState().destroy_process_group()
+    else:  # one of gloo's threads may still run when Python ends, which aborts the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def world_size() -> int:
+    """How many processes make this run."""
+    return PartialState().num_processes
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints."""
+    return PartialState().is_main_process
+
+
+def all_reduce(function: Callable[[list], Any], value: Any) -> Any:
+    """`max`, `sum` or the like over the processes' values; None where one does not know its own."""
+    values = gather_object([value])
+    return None if None in values else function(values)
+
+
+def split_between_processes(work: Callable[[list], list], items: list) -> list:
+    """What `work` makes of the items, one result each, in their order; each process works on an equal part."""
+    with PartialState().split_between_processes(items) as part:
+        return gather_object(work(part))[: len(items)]  # where items are few, accelerate repeats the last

@@ -1,0 +1,52 @@
+"""`study.run` by several processes: all train and generate, the main process alone prepares, scores and writes."""
+
+from functools import partial
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from .. import data, hardware, models, runs, study
+from ..experiments import Experiment, Method
+from ..generation import summarize
+from .processes import all_reduce, is_main_process, split_between_processes, world_size
+
+
+def run(
+    experiment: Experiment, method: Method, seed: int = 0, *, outputs: str | Path = runs.OUTPUTS, force: bool = False
+) -> runs.Run:
+    """See `study.run`; all processes call it."""
+    if is_main_process():
+        prepared = study.prepare(experiment, method, seed, outputs=outputs, force=force)
+    else:
+        prepared = study.describe(experiment, method, seed, outputs)
+    is_made = any(gather_object([prepared.record is not None]))
+    if not is_made:
+        if prepared.needs_training:
+            _train(prepared)
+        _finish(prepared)
+    return runs.read(prepared.folder)
+
+
+def _train(prepared: study.PreparedRun) -> None:
+    validation = data.drop_near_duplicates(prepared.splits["validation"], prepared.splits["train"])
+    trainer = study.make_trainer(prepared, validation)
+    trainer.train(resume_from_checkpoint=prepared.checkpoint)
+    weights = trainer.whole_weights()
+    if is_main_process():
+        prepared.save(trainer, weights)
+    PartialState().wait_for_everyone()
+
+
+def _finish(prepared: study.PreparedRun) -> None:
+    quantization, device = prepared.method.quantization, hardware.device()
+    bundle = models.load_model(prepared.experiment, prepared.weights, quantization=quantization, device=device)
+    with hardware.Meter() as meter:
+        generate = partial(summarize, bundle, generation=prepared.generation)
+        texts = split_between_processes(generate, list(prepared.splits["test"]["dialogue"]))
+    meter.joules, meter.peak_bytes = all_reduce(sum, meter.joules), all_reduce(max, meter.peak_bytes)
+    if is_main_process():
+        environment = runs.environment()
+        environment |= {"device": f"{world_size()} x {environment['device']}", "processes": world_size()}
+        study.record(prepared, texts, study.generation_costs(prepared, bundle, meter), environment)
+    PartialState().wait_for_everyone()

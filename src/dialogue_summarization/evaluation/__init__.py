@@ -1,0 +1,1 @@
+"""How good summaries are: tests, other systems, comparisons, text measures, and what a run's model knows."""

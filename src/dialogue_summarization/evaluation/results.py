@@ -1,0 +1,84 @@
+"""The results of an experiment as files that others can cite: `results.md` to read, `results.csv` to compute with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pandas as pd
+
+from ..disk import write_csv
+from ..report import HEADINGS, display_name, signature
+from ..rouge import TYPES
+from ..runs import Run, read_json
+from .comparison import all_systems, leaderboard, pairwise, planned_comparison
+from .systems import from_columns, of_runs
+
+VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
+SCORES = """Mean F1 with 95 % intervals over dialogues (bootstrap), and over seeds if there are several: their number, \
+lowest and highest ROUGE-L stand beside. *lead-2* is a dialogue's first two turns. *Share of the human gap*: where \
+ROUGE-L lies between the best baseline (0 %) and humans against each other (100 %), if they are clearly above it."""
+TESTS = """p by a permutation test over dialogues, with several seeds by the bootstrap; Holm's correction is for the \
+number of pairs. TOST: below 0.05 two runs are as good as each other within 0.01 ROUGE-1. A true difference of the \
+*minimum detectable effect* is found 4 times of 5; smaller ones mostly go unseen."""
+PLANNED = "The one comparison that was planned before the runs were made: its p-values need no correction."
+BAYES_RISK = """Of several summaries drawn from the model the one that agrees best with the others (mean of ROUGE-1, \
+-2 and -L): apart, since it optimizes the measure. What is gained is over the same run's own summaries, scored above."""
+
+
+def write(runs: Sequence[Run], test: datasets.Dataset, folder: Path) -> list[Path]:
+    """Write both files into a folder of records, and name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(text(runs, test), encoding="utf-8", newline="\n")
+    write_csv(folder / "results.csv", table(runs, test))
+    return [folder / "results.md", folder / "results.csv"]
+
+
+def table(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
+    """A row per run, each seed apart: what it is, its scores with intervals, its costs, and where it was made."""
+    rows = []
+    for run in runs:
+        config = run.config
+        row = {"run": run.name, "seed": config.seed, "model": Path(config.model).name}
+        row |= of_runs([run], test)[0].columns(*TYPES)
+        row |= {name: value for name, value in run.metrics.items() if name not in TYPES}
+        row |= {"data_hash": config.data_fingerprint, "model_hash": config.model_fingerprint, "key": config.key}
+        row |= {name: run.environment.get(name, "") for name in ("date", "device", *VERSIONS)}
+        rows.append(row | {"signature": signature(test)})
+    return pd.DataFrame(rows)
+
+
+def text(runs: Sequence[Run], test: datasets.Dataset) -> str:
+    """The same to read: the table with baselines and humans, the tests of all differences, and how it was made."""
+    systems, made = all_systems(runs, test), table(runs, test)
+    ours = [one for one in systems if one.kind == "run"]
+    about = ("signature", "seed", "model", "model_hash", "data_hash", "device", *VERSIONS, "key")
+    sections = [
+        f"# Results of {runs[0].config.experiment}",
+        *_section(SCORES, leaderboard(systems, test)),
+        *_section(f"## Is LoRA as good as full fine-tuning?\n\n{PLANNED}", planned_comparison(ours)),
+        *_section(f"## Differences in ROUGE-L\n\n{TESTS}", pairwise(ours, "rougeL")),
+        *_section(f"## Decoded by minimum Bayes risk\n\n{BAYES_RISK}", by_minimum_bayes_risk(runs)),
+        "## How they were made",
+        "\n".join(f"- {name}: {', '.join(dict.fromkeys(made[name].astype(str)))}" for name in about),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _section(introduction: str, table: pd.DataFrame) -> list[str]:
+    table = table.rename(index=lambda name: name.replace(" (reference)", ""))  # it lies beside the records themselves
+    return [introduction, table.to_markdown(disable_numparse=True)] if len(table) else []
+
+
+def by_minimum_bayes_risk(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row per record that module `mbr` left in a run's folder: scores, gains over the run's own summaries, cost."""
+    rows = []
+    for run in runs:
+        for path in sorted(run.folder.glob("mbr-*.csv")):
+            record = read_json(path.with_suffix(".json"))
+            row = {"run": display_name(run), "samples": record["samples"], "temperature": record["temperature"]}
+            row |= {HEADINGS[name]: from_columns(record, name) for name in TYPES}
+            for name in ("rouge1", "rougeL"):
+                row[f"{HEADINGS[name]} gained"] = from_columns(record["over_own"], name, "+.3f")
+            row["seconds"] = f"{record['sample_seconds'] + record['choose_seconds']:.0f}"
+            rows.append(row | {"device": record["device"]})
+    return pd.DataFrame(rows).set_index("run") if rows else pd.DataFrame()

@@ -1,0 +1,97 @@
+"""What a difference between two systems on the same dialogues says: interval, tests, equivalence, correction.
+
+Intervals are from the paired bootstrap (see `intervals`), p-values from a permutation test (Riezler and Maxwell 2005,
+aclanthology.org/W05-0908; Dror et al. 2018, aclanthology.org/P18-1128, say which test serves which measure). "As good
+as" needs an equivalence test (two one-sided tests, Schuirmann 1987).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from ..intervals import RESAMPLES, resampled_means
+
+MARGIN = 0.01  # of ROUGE-1: the largest difference that "as good as" allows
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One system minus another on the same dialogues, in units of the measure."""
+
+    mean: float
+    low: float  # of the 95 % interval
+    high: float
+    p: float  # of no difference, two-sided, before any correction
+    p_equivalent: float  # of a difference of the margin or more: small where the two are as good as each other
+    minimum_detectable: float  # the smallest true difference that so many dialogues show with 80 % power
+
+
+def compare(
+    one: ArrayLike, other: ArrayLike, *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0
+) -> Difference:
+    """`one` minus `other`, both scored on the same dialogues, as (dialogues,) or (seeds, dialogues).
+
+    With one seed each the p-value is of a permutation test over dialogues, and about these two checkpoints. With
+    several it is of the bootstrap over seeds and dialogues, shifted to no difference, and about the methods.
+
+    Raises:
+        ValueError: They are not scored on the same number of dialogues.
+    """
+    first, second = (np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (one, other))
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"Scores of {first.shape[1]} and {second.shape[1]} dialogues cannot be paired.")
+    gaps = first.mean(axis=0) - second.mean(axis=0)
+    mean = float(gaps.mean())
+    resampled = resampled_means(first, resamples=resamples, seed=seed, system=1)
+    resampled = resampled - resampled_means(second, resamples=resamples, seed=seed, system=2)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    if max(len(first), len(second)) > 1:
+        p = (1 + np.sum(np.abs(resampled - mean) >= abs(mean) - 1e-12)) / (resamples + 1)
+        error = float(resampled.std())
+    else:
+        p = permutation_test(gaps, resamples=resamples, seed=seed)
+        error = float(stats.sem(gaps)) if len(gaps) > 1 else 0.0
+    p_equivalent = tost(mean, error, len(gaps), margin)
+    return Difference(mean, float(low), float(high), float(p), p_equivalent, minimum_detectable_effect(error))
+
+
+def permutation_test(gaps: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """The two-sided p-value of a paired test: under no difference, each dialogue's gap (dialogues,) may change sign.
+
+    Of at most `resamples` assignments of signs all are tried, else so many are drawn.
+    """
+    data = (np.asarray(gaps, dtype=float),)
+    options = {"permutation_type": "samples", "batch": 1000}  # in batches, so that memory stays small
+    return float(stats.permutation_test(data, np.mean, n_resamples=resamples, rng=seed, **options).pvalue)
+
+
+def tost(mean: float, error: float, dialogues: int, margin: float = MARGIN) -> float:
+    """The p-value of two one-sided t-tests: that the true difference is `margin` or more, on either side.
+
+    Below 0.05 the two are equivalent within the margin, which is the case where the 90 % interval lies inside it.
+    `error` is the standard error of the observed mean.
+    """
+    if error == 0:
+        return 0.0 if abs(mean) < margin else 1.0
+    student = stats.t(max(dialogues - 1, 1))
+    return float(max(student.sf((mean + margin) / error), student.cdf((mean - margin) / error)))
+
+
+def minimum_detectable_effect(error: float, power: float = 0.8) -> float:
+    """The smallest true difference that a two-sided test at 5 % finds with this power, for a standard error of it."""
+    return float((stats.norm.ppf(0.975) + stats.norm.ppf(power)) * error)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for how many there are (Holm 1979): the smallest times m, the next times m - 1, never falling.
+
+    Deciding each by its corrected value keeps the chance of any false positive among all of them below 5 %.
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(np.arange(len(values), 0, -1) * values[order]).clip(max=1)
+    return corrected.tolist()

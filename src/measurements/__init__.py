@@ -1,0 +1,1 @@
+"""How the committed records and tables were made: `python -m measurements NAME` in a clone of the repository."""

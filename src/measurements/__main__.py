@@ -1,0 +1,99 @@
+"""Measure on this machine, or make anew what the records say: `python -m measurements NAME ...`.
+
+On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
+Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, and `withhold FOLDER DATASET TARGET`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate.utils.memory import clear_device_cache
+
+from dialogue_summarization import data, disk, errors, experiments, hardware, runs
+from dialogue_summarization.distributed import processes
+
+from . import card_limits, cost_curves, documents, overfit_test, short_training, tables, throughput, withhold
+from .sweep import run as sweep
+from .sweep.trials import SPACES
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line. Returns 0, or 1 after an error that the user can mend."""
+    parser = argparse.ArgumentParser("python -m measurements", description=__doc__)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {', '.join(MEASURES)}, {', '.join(SPACES)}")
+    parser.add_argument("--dataset", default=experiments.DIALOGSUM, help="a Hub id or a folder")
+    parser.add_argument("--outputs", type=Path, default=tables.FOLDER, metavar="DIR", help="where records go")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
+    parser.add_argument("--share", default="1/1", metavar="I/N", help="of a sweep every N-th method, from the I-th on")
+    parser.add_argument("--plain", action="store_true", help="compile no steps of a sweep")
+    options = parser.parse_args(arguments)
+    command, *rest = options.names
+    try:
+        if command == "documents":
+            documents.write()
+        elif command == "withhold":
+            withhold.withhold_folder(*rest)
+        elif command == "sweep":
+            number, count = map(int, options.share.split("/"))
+            return sweep.main(rest, options.dataset, options.outputs, (number, count), not options.plain)
+        else:
+            for name in options.names:
+                if name not in MEASURES:
+                    parser.error(f"There is no measurement {name!r}. There are: {', '.join(MEASURES)}.")
+            measure(options)
+    except errors.UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Write a record of each measurement that is named: where it fails, as far as it came, with `failed`."""
+    processes.join()
+    splits, gpus = data.load_source(options.dataset), processes.world_size()
+    options.outputs.mkdir(parents=True, exist_ok=True)
+    for name in options.names:
+        record = {"name": name}
+        try:
+            MEASURES[name](record, splits, options)
+        except Exception as error:  # of any kind: the others are measured all the same
+            traceback.print_exc()
+            record["failed"] = short_training.first_line(error)
+        clear_device_cache(garbage_collection=True)
+        record |= runs.environment()
+        if gpus > 1:
+            record |= {"name": f"{record['name']}-gpus{gpus}", "device": f"{gpus} x {record['device']}"}
+        if processes.is_main_process():
+            print(json.dumps({key: value for key, value in record.items() if key != "losses"}), flush=True)
+            disk.write_json(options.outputs / f"{record['name']}.json", record)
+    processes.leave()
+
+
+def measure_command(record: dict[str, object], splits: object, options: argparse.Namespace) -> None:
+    """Seconds of the command `study`, with its notebooks: of the quickstart, or of the whole study."""
+    whole = ["smollm2-dialogsum", "--dataset", options.dataset]
+    line = [sys.executable, "-m", "dialogue_summarization", *(whole if record["name"] == "study" else ["quickstart"])]
+    with tempfile.TemporaryDirectory() as outputs, hardware.Meter() as meter:
+        subprocess.run([*line, "--outputs", outputs], check=True)
+    record["seconds"] = round(meter.seconds, 1)
+
+
+MEASURES = {
+    **dict.fromkeys(throughput.CONFIGURATIONS, throughput.measure),
+    **dict.fromkeys(("generate-beams1", "generate-beams4"), throughput.measure_generation),
+    **dict.fromkeys(overfit_test.NAMES, overfit_test.overfit),
+    **dict.fromkeys(card_limits.NAMES, card_limits.measure),
+    **dict.fromkeys(("study", "quickstart-cpu"), measure_command),
+    "t5-stable": overfit_test.stable,
+    "growth": cost_curves.measure_growth,
+    "weights": throughput.measure_weights,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""What a sweep's records say of methods, of the data, and of the literature's claims about LoRA, as tables.
+
+On learning rates, layers and rank the claims are those of Schulman et al. 2025, "LoRA Without Regret", on variants of
+Lee et al. 2026, arXiv 2602.04998. The grid is judged on validation loss, which shows smaller differences than ROUGE.
+Several seeds stand behind each claim, every one with its own sample of dialogues, first weights and order, all
+validated on the same dialogues: differences are taken seed by seed, and their 95 % interval is Student's t over seeds.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dialogue_summarization import report, rouge, runs
+from dialogue_summarization.evaluation import comparison, systems
+from dialogue_summarization.evaluation.statistics import compare, holm
+from dialogue_summarization.intervals import resampled_means
+
+from . import records
+from .trials import ALPHA, SPACES, VARIANTS
+
+BALANCED = "lora-balanced"
+HOLDS_BETWEEN = {
+    "best rate about ten times full's (factor 3.3 to 30)": (10 / 3, 30),
+    "best rate hardly depends on the rank (factor 0.33 to 3)": (1 / 3, 3),
+    "attention falls short of the MLP (loss difference above 0)": (0, np.inf),
+    "LoRA meets full fine-tuning (loss difference below 0.02)": (-np.inf, 0.02),
+    f"variants are within 2 % of {BALANCED} (ROUGE-L)": (-0.02, 0.02),
+}
+TEN_TIMES, SAME_RATE, ATTENTION_BEHIND, MEETS_FULL, VARIANTS_NEAR = HOLDS_BETWEEN
+AT_END = "cannot tell: a best rate lies at the end of those tried"
+
+
+def contents(folder: Path) -> pd.DataFrame:
+    """One row per search space: trials that were made or diverged, minutes and device; what makes a missing one."""
+    rows = {}
+    for name in SPACES:
+        table = records.read(folder / f"{name}.csv")
+        missing = f"missing: python -m measurements sweep {name} --outputs DIR, on a GPU"
+        row = {"trials": len(table), "diverged": int(table["diverged"].sum())}
+        row["minutes"] = round(table["seconds"].sum() / 60, 1)
+        rows[name] = row | {"device": ", ".join(table["device"].unique()) or missing}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("search space")
+
+
+def load(folder: Path, name: str) -> pd.DataFrame:
+    """The trials of a search space and of its repeats, without those that diverged. Raises `RecordError`."""
+    tables = [records.read(folder / f"{file}.csv") for file in (name, f"{name}-repeats")]
+    table = pd.concat([one for one in tables if len(one)] or tables[:1], ignore_index=True)
+    return table[table["diverged"] == 0].reset_index(drop=True)
+
+
+def load_tested(folder: Path, name: str) -> list[systems.System]:
+    """What a search space and its repeats scored on test: a system per method and number of training dialogues.
+
+    Raises:
+        RecordError: A record is damaged.
+    """
+    groups: dict[tuple[str, int], list[runs.Run]] = {}
+    for file in (name, f"{name}-repeats"):
+        for path in sorted((folder / file).glob("*/share-*/seed-[0-9]/metrics.json")):
+            run = runs.read(path.parent)
+            groups.setdefault((run.name, run.config.dialogues["train"]), []).append(run)
+    return [
+        systems.System(method, "run", np.stack([run.scores for run in several]), runs=tuple(several))
+        for (method, _), several in sorted(groups.items())
+    ]
+
+
+def methods(tested: Sequence[systems.System], trials: pd.DataFrame) -> pd.DataFrame:
+    """One row per method, best first: its best rate, test scores, distance to balanced LoRA, and what training took.
+
+    A rate marked `<` or `>` is the lowest or highest that was tried: a better one may lie beyond. The distance is in
+    ROUGE-L, in per cent of balanced LoRA's; the verdict is after Holm's correction for the number of methods.
+
+    Args:
+        tested: As `load_tested` gives it.
+        trials: As `load` gives them.
+    """
+    distances, rows = over_balanced(tested), []
+    for one in sorted(tested, key=lambda one: -one.score("rougeL")):
+        config = one.runs[0].config
+        own = trials[(trials["method"] == one.name) & (trials["seed"] == config.seed)].sort_values("learning_rate")
+        place = int(np.argmin(np.abs(own["learning_rate"] - config.settings["learning_rate"])))
+        trial = own.iloc[place]
+        end = {0: "<", len(own) - 1: ">"}.get(place, "") if len(own) > 1 else ""
+        row = {"method": one.name, "rate": f"{end}{trial['learning_rate']:.2g}", "seeds": len(one.runs)}
+        row |= {report.HEADINGS[name]: systems.from_columns(one.columns(name), name) for name in rouge.TYPES[:3]}
+        row |= {"over balanced": "–", "verdict": "–"}
+        if one.name in distances:
+            mean, low, high, row["verdict"] = distances[one.name]
+            row["over balanced"] = f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
+        row |= {"trained": f"{trial['trainable_parameters'] / trial['parameters']:.2%}", "steps": trial["steps_are"]}
+        row |= {"training s": round(trial["train_seconds"]), "peak GB": round(trial["peak_memory_bytes"] / 1e9, 1)}
+        rows.append(row | {"adapter MB": round(trial["adapter_bytes"] / 1e6, 1)})
+    return pd.DataFrame(rows, columns=rows[0] if rows else ["method"]).set_index("method").astype(object).fillna("–")
+
+
+def over_balanced(tested: Sequence[systems.System]) -> dict[str, tuple[float, float, float, str]]:
+    """Each method's ROUGE-L over balanced LoRA's, as a fraction of it: mean, ends of the 95 % interval, verdict.
+
+    Nothing where balanced LoRA is not there.
+    """
+    base = next((one for one in tested if one.name == BALANCED), None)
+    others = [one for one in tested if base and one is not base]
+    p_values = holm([compare(one.scores("rougeL"), base.scores("rougeL")).p for one in others])
+    equivalent = holm([compare(one.scores("rouge1"), base.scores("rouge1")).p_equivalent for one in others])
+    distances = {}
+    for one, *both in zip(others, p_values, equivalent, strict=True):
+        ratios = resampled_means(one.scores("rougeL"), system=1) / resampled_means(base.scores("rougeL"), system=2)
+        low, high = np.percentile(ratios - 1, [2.5, 97.5])
+        distances[one.name] = one.score("rougeL") / base.score("rougeL") - 1, low, high, comparison.verdict(*both)
+    return distances
+
+
+def claims(grid: pd.DataFrame, tested: Sequence[systems.System] = ()) -> pd.DataFrame:
+    """One row per comparison that a claim rests on, none where its records are missing.
+
+    A claim holds where the whole interval lies in its range, and does not where none of it does.
+
+    Args:
+        grid: The trials of the search space `grid`, as `load` reads them.
+        tested: What the search space `methods` scored, as `load_tested` reads it.
+    """
+    rows, distances = list(_grid_comparisons(best_rates(grid))), over_balanced(tested)
+    rows += [(VARIANTS_NEAR, name, distances[name][:3], False) for name in VARIANTS if name in distances]
+    cells = []
+    rows.sort(key=lambda row: list(HOLDS_BETWEEN).index(row[0]))
+    for claim, compared, (mean, low, high), at_end in rows:
+        least, most = HOLDS_BETWEEN[claim]
+        said = "does not hold" if low >= most or high <= least else "cannot tell"
+        said = AT_END if at_end else "holds" if least < low and high < most else said
+        interval = f"{low:.2g} to {high:.2g}" if np.isfinite(high) else "one seed"
+        cells.append((claim, compared, f"{mean:.2g}", interval, said))
+    return pd.DataFrame(cells, columns=["claim", "compared", "effect", "95 % interval", "verdict"]).set_index("claim")
+
+
+def best_rates(grid: pd.DataFrame) -> pd.DataFrame:
+    """One row per method and seed: its trial with the lowest loss, and `log_rate` of the best rate between those tried.
+
+    It is the lowest point of the parabola through the lowest of the losses and its neighbours, over the logarithm of
+    the rate. With the middle of three rates lowest it ends no further than halfway to its neighbours. `at_end` says
+    that there is no neighbour on one side: the best rate may lie beyond.
+    """
+    rows = []
+    for _, trials in grid.groupby(["method", "seed"], sort=False):
+        trials = trials.sort_values("learning_rate")
+        rates, losses = np.log10(trials["learning_rate"].to_numpy()), trials["eval_loss"].to_numpy()
+        place = int(losses.argmin())
+        at_end = place in (0, len(losses) - 1)
+        rate = rates[place]
+        if not at_end:
+            around = slice(place - 1, place + 2)
+            curve = np.polyfit(rates[around] - rate, losses[around], 2)
+            rate -= curve[1] / (2 * curve[0])
+        rows.append({**trials.iloc[place], "log_rate": rate, "at_end": at_end, "rates_tried": len(trials)})
+    return pd.DataFrame(rows, columns=[*grid, "log_rate", "at_end", "rates_tried"])
+
+
+def over_seeds(values: Sequence[float]) -> np.ndarray:
+    """The mean and the ends of its t-interval, which one seed leaves without bounds."""
+    values = np.asarray(values, dtype=float)
+    count = len(values)
+    half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5 if count > 1 else np.inf
+    return values.mean() + np.array([0, -half, half])
+
+
+def _grid_comparisons(best: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray, bool]]:
+    """Claim, what is compared, effect, and whether another rate might change it."""
+    tried = best[best["rates_tried"] >= 3]
+    ladder = tried[tried["targets"] == "all linear"].sort_values("rank", kind="stable")
+    doubled = ladder[(ladder["alpha"] == 2 * ladder["rank"]) & (ladder["alpha"] != ALPHA)]["method"].unique()
+    pairs = [(claim, name, "full") for claim in (TEN_TIMES, MEETS_FULL) for name in _repeated(tried)]
+    for names in (_repeated(ladder[ladder["alpha"] == ALPHA]), doubled):
+        pairs += [(SAME_RATE, names[-1], names[0])] if len(names) > 1 else []
+    attention, mlp = (_repeated(best[best["targets"] == targets]) for targets in ("attention", "MLP"))
+    pairs += [(ATTENTION_BEHIND, one, other) for one in attention for other in mlp]
+    rates, ends = (tried.pivot(index="seed", columns="method", values=name) for name in ("log_rate", "at_end"))
+    losses = best.pivot(index="seed", columns="method", values="eval_loss")
+    for claim, one, other in pairs:
+        is_rate = claim in (TEN_TIMES, SAME_RATE)
+        values = (rates if is_rate else losses).reindex(columns=[one, other]).dropna()
+        if values.empty:
+            continue
+        effect = over_seeds(values[one] - values[other])
+        at_end = (
+            claim == ATTENTION_BEHIND
+            and effect[1] > 0
+            and one in set(tried.loc[tried["at_end"].astype(bool), "method"])
+        )
+        if is_rate:
+            effect, at_end = 10**effect, bool(ends.loc[values.index, [one, other]].any(axis=None))
+        yield claim, f"{_title(best, one)}; {_title(best, other)}", effect, at_end
+
+
+def _repeated(best: pd.DataFrame) -> list[str]:
+    """Adapters with several seeds, by their rank."""
+    adapters = best[best["method"] != "full"].sort_values("rank", kind="stable")
+    seeds = adapters.groupby("method", sort=False)["seed"].nunique()
+    return list(seeds.index[seeds > 1])
+
+
+def _title(best: pd.DataFrame, name: str) -> str:
+    own = best[best["method"] == name]
+    trial, rates = own.iloc[0], " or ".join(f"{rate:.2g}" for rate in sorted(own["learning_rate"].unique()))
+    if name == "full":
+        return f"full ({trial['train_tokens']:,.0f} summary tokens, rate {rates})"
+    alpha = "" if trial["alpha"] == ALPHA else f", alpha {trial['alpha']:.0f}"
+    size = f"{trial['trainable_parameters']:,.0f} parameters"
+    return f"rank {trial['rank']:.0f}, {trial['targets']}{alpha} ({size}, rate {rates})"

@@ -1,0 +1,177 @@
+"""Which trials a sweep trains: search spaces, each the answer to a question."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from dialogue_summarization.errors import ConfigurationError
+from dialogue_summarization.experiments import ALL_LINEAR, ATTENTION, Experiment, Method, method
+
+from . import records
+
+QUARTER, EIGHTH = 0.25, 0.125  # of the training dialogues
+RANKS = (1, 4, 16, 64, 128)
+TARGET_MODULES = {
+    "query and value": ("query", "value"),
+    "attention": ATTENTION,
+    "MLP": ("mlp_in", "mlp_out"),
+    "all linear": ALL_LINEAR,
+}
+# That LoRA's best learning rate hardly depends on the rank is claimed for a fixed alpha (Schulman et al. 2025, "LoRA
+# Without Regret": 32), so that the product of A and B, scaled by alpha / r, begins to move alike at every rank. At rank
+# 16 that is the presets' scale of 2. Two ranks are tried with the presets' alpha = 2 r too.
+ALPHA = 32
+DOUBLED_ALPHA_RANKS = (1, 128)
+GRID_RATES = (5e-4, 2e-3, 8e-3)
+ATTENTION_RATES = (*GRID_RATES, 3.2e-2)  # without the MLP the highest of three was the best
+GRID_FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+GRID_EPOCHS = 2
+TRAIN_FRACTIONS = (0.01, 0.02, 0.1, 0.25, 1.0)
+EPOCHS, MIN_STEPS = 3, 100
+MORE_SEEDS = (1, 2)
+# The last weights count: nothing is averaged, no checkpoint is chosen.
+SETTINGS = {"label_smoothing": 0.1, "averaged_epochs": 0, "select_by": "loss"}
+
+VARIANTS = ("dora", "rslora", "pissa", "lora-plus")  # LoRA with one thing changed, on the same layers
+REPEATED = ("full", "lora-balanced", "lora-all-linear", *VARIANTS)  # what the claims rest on
+OTHERS = ("vera", "lokr", "oft", "ia3", "layernorm-tuning", "last-2-blocks", "last-4-blocks")
+PLAIN_ONLY = ("prompt-tuning", "prefix-tuning", "qlora-nf4", "qlora-int8")  # slow: their steps are not compiled
+COMPARED = (*REPEATED, *OTHERS, *PLAIN_ONLY)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a method at a learning rate, on a fraction of the training dialogues."""
+
+    method: Method
+    learning_rate: float
+    epochs: float
+    train_fraction: float
+    seed: int = 0
+
+    def experiment(self, base: Experiment) -> Experiment:
+        """The base experiment with this trial's settings."""
+        settings = base.settings_for(self.method)
+        settings = replace(settings, learning_rate=self.learning_rate, epochs=self.epochs, **SETTINGS)
+        return replace(base, settings={self.method.name: settings})
+
+    @property
+    def lora_columns(self) -> dict[str, object]:
+        """Rank, alpha and the targets' name of LoRA and its variants; nothing of other methods."""
+        peft = self.method.peft or {}
+        if peft.get("peft_type") != "LORA":
+            return {}
+        names = {modules: name for name, modules in TARGET_MODULES.items()}
+        return {"rank": peft["r"], "alpha": peft["lora_alpha"], "targets": names[tuple(peft["target_modules"])]}
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The trials of one file.
+
+    Where it is `tested`, the best on validation of a method's trials on the same dialogues with the same seed generates
+    summaries of the test split, once.
+    """
+
+    name: str
+    trials: Sequence[Trial]
+    tested: bool
+
+
+def search_space(name: str, experiment: Experiment, train_dialogues: int, outputs: Path) -> SearchSpace:
+    """The trials of that name, of an experiment with so many training dialogues.
+
+    Raises:
+        ConfigurationError: There is no such search space, or what it repeats is not made.
+        RecordError: What it repeats is damaged.
+    """
+    if name not in SPACES:
+        raise ConfigurationError(f"There is no search space {name!r}. There are: {', '.join(SPACES)}.")
+    trials = SPACES[name](experiment, train_dialogues, outputs)
+    return SearchSpace(name, trials, tested=not name.startswith("grid"))
+
+
+def methods(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
+    """Every method at a third, one and three times its learning rate in the experiment."""
+    tried = [(method(name), experiment.settings_for(method(name)).learning_rate) for name in COMPARED]
+    return [Trial(one, rate * factor, EPOCHS, QUARTER) for one, rate in tried for factor in (1 / 3, 1, 3)]
+
+
+def methods_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
+    """Two more seeds of `REPEATED`, at their best rates."""
+    best = {name: _best_rate(outputs / "methods.csv", name, records.score) for name in REPEATED}
+    return [Trial(method(name), rate, EPOCHS, QUARTER, seed) for name, rate in best.items() for seed in MORE_SEEDS]
+
+
+def grid(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
+    """Rank x target modules x learning rate of LoRA, and full fine-tuning's learning rates."""
+    adapters = [grid_lora(rank, targets) for targets in reversed(TARGET_MODULES) for rank in RANKS]
+    adapters += [grid_lora(rank, "all linear", 2 * rank) for rank in DOUBLED_ALPHA_RANKS]
+    trials = _grid_trials(method("full"), GRID_FULL_RATES)
+    for adapter in adapters:
+        has_mlp = "mlp_in" in adapter.peft["target_modules"]
+        trials += _grid_trials(adapter, GRID_RATES if has_mlp else ATTENTION_RATES)
+    return trials
+
+
+def grid_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
+    """Two more seeds of what the claims rest on.
+
+    Of the learning rates: full's best with its neighbours, all rates of three ranks. Of the target modules: attention
+    and MLP at their best rates, attention with more parameters than the MLP too.
+    """
+
+    def best(name: str) -> float:  # by loss, which says more than ROUGE where differences are small
+        return _best_rate(outputs / "grid.csv", name, lambda table: -table["eval_loss"])
+
+    chosen = [(method("full"), _with_neighbours(best("full"), GRID_FULL_RATES))]
+    chosen += [(grid_lora(rank, "all linear"), GRID_RATES) for rank in (1, 16, 128)]
+    for adapter in (grid_lora(16, "attention"), grid_lora(64, "attention"), grid_lora(16, "MLP")):
+        chosen.append((adapter, [best(adapter.name)]))
+    return [trial for adapter, rates in chosen for seed in MORE_SEEDS for trial in _grid_trials(adapter, rates, seed)]
+
+
+def data(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
+    """Full and balanced LoRA on fractions of the data: 3 epochs and 100 steps at least; two seeds, but of all of it."""
+    trials = []
+    for name in ("full", "lora-balanced"):
+        settings = experiment.settings_for(method(name))
+        for fraction in TRAIN_FRACTIONS:
+            steps_per_epoch = max(1, math.ceil(round(fraction * train_dialogues) / settings.batch_size))
+            epochs = max(EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch))
+            seeds = (0, 1) if fraction < 1 else (0,)
+            trials += [Trial(method(name), settings.learning_rate, epochs, fraction, seed) for seed in seeds]
+    return trials
+
+
+REPEATS = {"methods-repeats": methods_repeats, "grid-repeats": grid_repeats}
+SPACES = {"methods": methods, "grid": grid, "data": data} | REPEATS  # in the order in which they are made
+
+
+def grid_lora(rank: int, targets: str, alpha: int = ALPHA) -> Method:
+    """A method of the grid."""
+    name = f"lora-r{rank}-{targets.lower().replace(' ', '-')}" + ("" if alpha == ALPHA else f"-alpha-{alpha}")
+    modules = TARGET_MODULES[targets]
+    return Method(name, {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": modules})
+
+
+def _grid_trials(method: Method, rates: Sequence[float], seed: int = 0) -> list[Trial]:
+    return [Trial(method, rate, GRID_EPOCHS, EIGHTH, seed) for rate in rates]
+
+
+def _best_rate(path: Path, name: str, score: Callable[[pd.DataFrame], pd.Series]) -> float:
+    table = records.read(path)
+    table = table[(table["method"] == name) & (table["diverged"] == 0)]
+    if table.empty:
+        raise ConfigurationError(f"{path} holds no trial of {name}: make the search space {path.stem} first.")
+    return float(table.loc[score(table).idxmax(), "learning_rate"])
+
+
+def _with_neighbours(rate: float, rates: Sequence[float]) -> Sequence[float]:
+    """A rate with the one below and above it, or the three at the end where it is the first or last."""
+    place = min(range(len(rates)), key=lambda number: abs(math.log(rates[number] / rate)))
+    start = min(max(place - 1, 0), len(rates) - 3)
+    return rates[start : start + 3]

@@ -1,0 +1,191 @@
+"""The command `study`: as a process of its own where that matters, else in this one."""
+
+import ast
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+
+import forked
+import papermill
+import pytest
+from helpers import SHARED, tiny_rows
+
+from dialogue_summarization import data, experiments, report, runs
+from dialogue_summarization.commands import cli, notebooks
+from dialogue_summarization.evaluation import comparison
+
+PUBLISHED = SHARED / "published"
+needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published predictions are not here")
+
+
+def write_csv(path, header, rows):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.mark.parametrize("code, seconds", [
+    ("import dialogue_summarization", 1),
+    ("from dialogue_summarization.commands import cli; cli.main(['--help'])", 2),
+])  # fmt: skip
+def test_importing_and_help_answer_at_once(code, seconds):
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    took = time.perf_counter() - start
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "dialogue_summarization" in imported
+    assert not imported & {"torch", "transformers", "pandas", "numpy", "datasets"}, "imported where it is not used"
+    assert took < 3 * seconds  # the machine may be busy
+
+
+def test_help_names_every_experiment_and_command():
+    done = subprocess.run([sys.executable, "-m", "dialogue_summarization", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for word in (*experiments.EXPERIMENTS, "score", "summarize"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nonsense"], "quickstart"),
+        (["quickstart", "--runs", "full,bert"], "lora-balanced"),
+        (["quickstart", "--limit", "0"], "1 or more"),
+        (["quickstart", "--dataset", "./nowhere"], "no folder"),
+        (["summarize", "quickstart/nothing", "-"], "no run"),
+    ],
+)
+def test_mistakes_get_one_clear_line(arguments, said):
+    done = forked.command(*arguments)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_experiment_means_quickstart(monkeypatch):
+    seen = []
+    monkeypatch.setattr(notebooks, "run_experiment", lambda options: seen.append((options.command, options.limit)))
+    assert cli.main([]) == 0 and cli.main(["--limit", "3"]) == 0
+    assert seen == [("quickstart", None), ("quickstart", 3)]
+
+
+def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(
+        notebooks, "execute", lambda source, folder, given: seen.append((source.stem, given.get("RUNS")))
+    )
+    register(tiny)
+    runs = "last-2-blocks,lora-balanced,lora-plus"
+    assert cli.main(["tiny", "--runs", runs, "--outputs", str(tmp_path)]) == 0
+    assert seen == [("03_lora", "lora-balanced"), ("04_evaluation", runs)]
+    printed = capsys.readouterr().out
+    assert (tmp_path / "tiny" / "lora-plus" / "seed-0" / "adapter").exists()
+    assert "\nlast-2-blocks" in printed and "\nlora-plus" in printed
+
+
+@pytest.mark.parametrize("name", notebooks.NOTEBOOKS)
+def test_what_a_command_line_leaves_out_is_what_notebooks_say(name):
+    defaults = {
+        "EXPERIMENT": "quickstart", "RUNS": ",".join(experiments.STUDY_RUNS), "MODEL": None, "DATASET": None,
+        "LIMIT": None, "SEED": 0, "FORCE": False, "OUTPUTS": "../outputs",
+    }  # fmt: skip
+    known = papermill.inspect_notebook(str(data.ROOT / "notebooks" / f"{name}.ipynb"))
+    said = {key: ast.literal_eval(entry["default"]) for key, entry in known.items()}
+    assert len(said.keys() & defaults.keys()) >= 6
+    assert all(said[key] == defaults[key] for key in said.keys() & defaults.keys())
+
+
+@needs_published
+@pytest.mark.parametrize(
+    "file, column, rouge1, rouge2, rouge_l",
+    [
+        ("flan_t5_base", "original_model_summaries", 0.2333, 0.0761, 0.2015),
+        ("flan_t5_base", "instruct_model_summaries", 0.4214, 0.1803, 0.3384),
+        ("flan_t5_base", "peft_model_summaries", 0.4081, 0.1635, 0.3251),
+        ("bart_large", "prediction", 0.4748, 0.2140, 0.3877),
+        ("gpt_4o", "prediction", 0.3535, 0.1109, 0.2880),
+        ("gpt_4", "prediction", 0.3496, 0.1235, 0.2899),
+        ("gpt_35", "prediction", 0.3290, 0.1246, 0.2665),
+    ],
+)
+def test_published_predictions_score_as_published(file, column, rouge1, rouge2, rouge_l, capsys):
+    path, source = str(PUBLISHED / f"{file}_dialogsum_predictions.csv"), str(SHARED / "dialogsum")
+    assert cli.main(["score", path, "--dataset", source, "--split", "test", "--column", column, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [scores[name] for name in ("rouge1", "rouge2", "rougeL")] == pytest.approx(
+        [rouge1, rouge2, rouge_l], abs=5e-4
+    )
+
+
+def test_score_by_id_whatever_the_order(tiny_data, tmp_path):
+    references = {row["id"].rpartition("_")[0]: row["summary"] for row in tiny_rows(5, 3, start=20)}
+    path = write_csv(tmp_path / "p.csv", ["id", "prediction"], list(references.items())[::-1])
+    done = forked.command("score", path, "--dataset", tiny_data)
+    assert done.returncode == 0 and "ROUGE-1" in done.stdout and "refs:mean3" in done.stdout
+    assert json.loads(forked.command("score", path, "--dataset", tiny_data, "--json").stdout)["rouge1"] > 0.7
+
+
+@pytest.mark.parametrize(
+    "header, rows, said",
+    [
+        (["id", "prediction"], [["d_20", "a"]], ["missing", "4 ids", "d_21"]),
+        (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 24)], ["repeated", "d_24"]),
+        (["id", "prediction"], [[f"d_{n}", "a"] for n in (20, 21, 22, 23, 24, 99)], ["unknown", "d_99"]),
+        (["id", "prediction"], [[f"d_{n}", " " if n == 22 else "a"] for n in range(20, 25)], ["empty", "1 id", "d_22"]),
+        (["id", "summary"], [["d_20", "a"]], ["--column", "'prediction'", "id, summary"]),
+        (["prediction"], [["a"], ["b"]], ["2 rows", "15 references"]),
+    ],
+)
+def test_predictions_that_do_not_fit_are_counted_and_named(tiny_data, tmp_path, capsys, header, rows, said):
+    path = write_csv(tmp_path / "p.csv", header, rows)
+    assert cli.main(["score", str(path), "--dataset", str(tiny_data)]) == 1
+    printed = capsys.readouterr().err
+    assert all(word in printed for word in said), printed
+
+
+@pytest.mark.parametrize(("name", "from_file"), [("full", True), ("lora-efficient", False)])
+def test_summarize_uses_the_trained_model(name, from_file, family_name, made_once, tmp_path, monkeypatch, capsys):
+    run = made_once(family_name, name, tmp_path)
+    dialogue = tiny_rows(1, start=20)[0]["dialogue"]
+    (tmp_path / "dialogue.txt").write_text(dialogue, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(dialogue.encode())))
+    capsys.readouterr()
+    assert cli.main(["summarize", str(run.folder), str(tmp_path / "dialogue.txt") if from_file else "-"]) == 0
+    assert capsys.readouterr().out.strip() == run.predictions["prediction"][0].strip()
+
+
+def test_summarize_an_empty_dialogue(family_name, made_once, tmp_path, monkeypatch, capsys):
+    run = made_once(family_name, "zero-shot", tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
+    assert cli.main(["summarize", str(run.folder), "-"]) == 1
+    assert "empty" in capsys.readouterr().err
+
+
+def test_missing_summaries_can_be_scored_as_empty(tiny_data, tmp_path, capsys):
+    path = write_csv(tmp_path / "p.csv", ["id", "prediction"], [["d_20", "a b"], ["d_21", ""]])
+    line = ["score", str(path), "--dataset", str(tiny_data)]
+    assert cli.main(line) == 1
+    said = capsys.readouterr().err
+    assert "missing: 3 ids (d_22, d_23, d_24)" in said and "empty: 1 id (d_21)" in said and "--allow-missing" in said
+    assert cli.main([*line, "--allow-missing"]) == 0
+    assert "4 of them have no summary here and were scored as empty" in capsys.readouterr().out
+
+
+def test_score_and_compare_print_the_figures_of_the_notebook(capsys):
+    test = data.load(experiments.experiment("quickstart"))["test"]
+    records = [run for run in runs.collect("quickstart", "nowhere") if run.name in ("full", "lora-balanced")]
+    systems = comparison.all_systems(records, test)
+    places = [str(run.folder) for run in records]
+    assert cli.main(["score", places[0], "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["rougeL"] == pytest.approx(records[0].metrics["rougeL"], abs=1e-6) and scored["dialogues"] == 16
+    assert [scored["rougeL_low"], scored["rougeL_high"]] == pytest.approx(systems[1].interval("rougeL"), abs=1e-6)
+    assert cli.main(["compare", *places]) == 0
+    printed = capsys.readouterr().out
+    ours = [one for one in systems if one.kind == "run"]
+    assert comparison.pairwise(ours, "rougeL").to_string() in printed and report.signature(test) in printed
+    shown = comparison.leaderboard(systems, test).loc["full (reference)", "ROUGE-L"]
+    assert shown in printed
+    assert cli.main(["compare", places[0]]) == 1
+    assert "two runs" in capsys.readouterr().err

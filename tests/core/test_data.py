@@ -1,0 +1,215 @@
+"""Data from files: what is read, what is refused and with which words, what is counted."""
+
+import json
+import re
+from dataclasses import replace
+
+import datasets
+import pandas as pd
+import pytest
+import tokenizers
+import transformers
+from helpers import SHARED, tiny_experiment, tiny_rows, write_jsonl
+
+from dialogue_summarization import data, experiments
+from dialogue_summarization.errors import ConfigurationError, DataError
+from dialogue_summarization.tokenization import EncoderDecoder
+
+HEADER = "id,dialogue,summary\n"
+GOOD = '{"id": "a", "dialogue": "Hi.", "summary": "They met."}\n'
+
+
+def line(**changes):
+    return json.dumps({"id": "b", "dialogue": "Ho.", "summary": "They left."} | changes) + "\n"
+
+
+def folder_with(folder, name, content):
+    """A folder whose file `name` has that content, beside two good splits."""
+    for split in {"train", "validation", "test"} - {name.partition(".")[0]}:
+        write_jsonl(folder / f"{split}.jsonl", tiny_rows(2))
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder)
+
+
+@pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
+def test_dialogsum_is_whole_and_repeats_as_known(tmp_path):
+    splits = data.load_source(str(SHARED / "dialogsum"))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 12460, "validation": 500, "test": 500}
+    assert splits["test"]["id"] == [f"test_{number}" for number in range(500)]
+    assert {len(summaries) for summaries in splits["test"]["summaries"]} == {3}
+    raw = datasets.load_dataset(str(SHARED / "dialogsum"), cache_dir=str(tmp_path))  # the Hub's way
+    assert {s: data.group_references(list(raw[s]), s).to_list() for s in raw} == {
+        s: splits[s].to_list() for s in splits
+    }
+    *first, last = data.near_duplicates(splits).fillna(-1).to_numpy().tolist()
+    assert first == [
+        ["train", "train", 1093, -1, -1], ["validation", "validation", 2, -1, -1], ["test", "test", 2, -1, -1],
+        ["validation", "train", 51, 81, 103], ["test", "train", 1, 3, 9],
+    ]  # fmt: skip
+    assert last[:3] == ["test", "validation", 7]
+
+
+def test_the_same_content_is_the_same_data_in_any_form(tiny_data, tmp_path):
+    expected = data.load_source(str(tiny_data))
+    for form in ("rows", "lists"):
+        (tmp_path / form).mkdir()
+        for split in data.SPLITS:
+            rows = pd.read_json(tiny_data / f"{split}.jsonl", lines=True)
+            if form == "rows":
+                rows.to_csv(tmp_path / form / f"{split}.csv", index=False)
+            else:
+                rows["id"] = rows["id"].str.extract(r"(d_\d+)")
+                rows = rows.groupby(["id", "dialogue", "topic"], sort=False)["summary"].agg(list).reset_index()
+                rows.to_json(tmp_path / form / f"{split}.jsonl", orient="records", lines=True)
+        loaded = data.load_source(str(tmp_path / form))
+        assert {s: loaded[s].to_list() for s in loaded} == {s: expected[s].to_list() for s in expected}
+        assert data.fingerprint(loaded) == data.fingerprint(expected)
+    assert expected["test"]["id"] == ["d_20", "d_21", "d_22", "d_23", "d_24"]
+    assert expected["test"][0]["summaries"] == [row["summary"] for row in tiny_rows(1, references=3, start=20)]
+    changed = expected["test"].map(lambda row: {"summaries": [*row["summaries"][:2], "Other."]})
+    assert data.fingerprint({**expected, "test": changed}) != data.fingerprint(expected)
+
+
+@pytest.mark.parametrize("ids", [["q_1", "q_2", "q_3", "q_4"], ["q_1", "q_2", "q", "r"]])
+def test_ids_stay_apart_where_dialogues_repeat(ids):
+    rows = [{"id": ids[n], "dialogue": ["Hello.", "Bye."][n // 2], "summary": f"Text {n}."} for n in range(4)]
+    table = data.group_references(rows, "rows")
+    assert table["summaries"] == [["Text 0.", "Text 1."], ["Text 2.", "Text 3."]]
+    assert len(set(table["id"])) == 2
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), [
+    ("train.csv", "id,dialogue\na,Hi.\n", ["row 1", "column 'summary' is missing", "id, dialogue"]),
+    ("test.csv", f"{HEADER}a,Hi.,Text\nb,Ho.\n", ["row 2", "'summary'"]),
+    ("train.csv", f"{HEADER}a,Hi.,x\nb,  ,x\n", ["row 2", "column 'dialogue'", "empty"]),
+    ("validation.csv", f"{HEADER}a,Hi.,\n", ["row 1", "column 'summary'", "empty"]),
+    ("train.jsonl", GOOD + line(summary=["x", "\n"]), ["row 2", "column 'summary'", "empty"]),
+    ("train.jsonl", GOOD + line(dialogue=["Hi."]), ["row 2", "column 'dialogue'", "not list"]),
+    ("train.jsonl", GOOD + line(summary=["x", 7]), ["row 2", "column 'summary'", "not int"]),
+    ("test.jsonl", GOOD + line(summary=[]), ["row 2", "column 'summary'", "list is empty"]),
+    ("train.csv", f"{HEADER}a,Hi.,x\nb,Ho.,x\na,Hm.,x\n", ["row 3", "id 'a'", "row 1"]),
+    ("train.csv", f"{HEADER}a,Hi.,x\nb,café,x\n".encode("latin-1"), ["line 3", "UTF-8"]),
+    ("train.csv", f"{HEADER}a,Hi.,caf\ufffd\n", ["row 1", "column 'summary'", "UTF-8"]),
+    ("train.csv", f"{HEADER}a,Hi.,x\nb,Hi, Ann.,x\n", ["row 2", "more fields than the header"]),
+    ("train.csv", f'{HEADER}a,Hi.,x\nb,"Ho."x,x\nc,Hm.,x\n', ["line 3", "not CSV"]),
+    ("train.jsonl", GOOD + "\n{'id': 1}\n", ["line 3", "not JSON"]),
+    ("train.jsonl", GOOD + '["b", "Ho.", "x"]\n', ["line 2", "not a JSON object"]),
+    ("train.csv", HEADER, ["no rows"]),
+])  # fmt: skip
+def test_bad_rows_are_named(tmp_path, name, content, expected):
+    with pytest.raises(DataError) as error:
+        data.load_source(folder_with(tmp_path, name, content))
+    assert [part for part in [str(tmp_path / name), *expected] if part not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(("source", "expected"), [
+    ("./nowhere", ["no folder './nowhere'", "train, validation and test"]),
+    ("nobody/no-such-dialogues", ["'nobody/no-such-dialogues'", "Hugging Face Hub", "--dataset", "quickstart"]),
+    ("{folder}/none", ["{folder}/none must hold train.csv or train.jsonl; neither"]),
+    ("{folder}", ["{folder} must hold test.csv or test.jsonl; both"]),
+])  # fmt: skip
+def test_a_source_that_is_not_there_says_what_to_do(tmp_path, source, expected):
+    (tmp_path / "none").mkdir()
+    folder_with(tmp_path, "test.csv", f"{HEADER}a,Hi.,x\n")
+    folder_with(tmp_path, "test.jsonl", GOOD)
+    with pytest.raises(DataError) as error:
+        data.load_source(source.replace("{folder}", str(tmp_path)))
+    assert [part for part in expected if part.replace("{folder}", str(tmp_path)) not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_marks_and_line_ends_of_windows_change_nothing(tmp_path, start, end, suffix):
+    text = f"A: Hi,{end}B: Zoë\u2028sings."
+    rows = f'id,dialogue,summary{end}7,"{text}",They met.{end}8,Ho.,x{end}'
+    if suffix == ".jsonl":
+        rows = json.dumps({"id": 7, "dialogue": text, "summary": "They met."}, ensure_ascii=False) + end + line(id=8)
+    train = data.load_source(folder_with(tmp_path, f"train{suffix}", start + rows.encode()))["train"]
+    assert train[0] == {"id": "7", "dialogue": "A: Hi,\nB: Zoë\u2028sings.", "summaries": ["They met."], "topic": ""}
+    assert train["id"] == ["7", "8"]
+
+
+@pytest.mark.parametrize(("changes", "name", "dialogues"), [
+    ({"limit": 4}, "quickstart-limit4", {"train": 4, "validation": 4, "test": 4}),
+    ({"limit": 100}, "quickstart-limit100", {"train": 20, "validation": 8, "test": 16}),
+    ({"dataset": "/some/my-talks"}, "quickstart-my-talks", {}),
+    ({"dataset": "me/talks", "limit": 2}, "quickstart-talks-limit2", {"train": 2, "validation": 2, "test": 2}),
+])  # fmt: skip
+def test_a_derived_experiment_has_its_own_name(changes, name, dialogues):
+    base = experiments.EXPERIMENTS["quickstart"]
+    expected = replace(base, name=name, dialogues=dialogues, dataset=changes.get("dataset", base.dataset))
+    assert experiments.experiment("quickstart", **changes) == expected
+
+
+def test_limits_keep_the_first_dialogues_and_unknown_names_are_errors(tiny_data):
+    whole = data.load_source(str(tiny_data))
+    kept = data.load(tiny_experiment("none", tiny_data, dialogues={"train": 3, "test": 99}))
+    assert kept["train"].to_list() == whole["train"].to_list()[:3]
+    assert [len(kept[split]) for split in data.SPLITS] == [3, 4, 5]
+    with pytest.raises(ConfigurationError, match=f"'slowstart'.*{', '.join(experiments.EXPERIMENTS)}"):
+        experiments.experiment("slowstart")
+    with pytest.raises(ConfigurationError, match="not 0"):
+        experiments.experiment("quickstart", limit=0)
+
+
+def test_describe_by_hand():
+    rows = [
+        {"id": "a", "dialogue": "A: one two\nB: three\nA: four", "summary": ["They count.", "A and B count up."]},
+        {"id": "b", "dialogue": " ".join(["A:"] + ["word"] * 13), "summary": "A talks."},
+    ]
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()  # a token a word: 5 words around a dialogue
+    family = EncoderDecoder(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?"), 16)
+    assert data.describe({"test": data.group_references(rows, "rows")}, family).loc["test"].to_dict() == {
+        "dialogues": 2, "references": 3, "turns": 2, "words": 10.5, "longest": 14,  # 7 and 14 words, 3 turns and 1
+        "summary words": (2 + 5 + 2) / 3, "prompt tokens": (7 + 5 + 16) / 2, "truncated": 0.5,  # 16 of 14 + 5
+    }  # fmt: skip
+
+
+def test_ngram_overlap_by_hand():
+    # ab and bc of ab, bc, cd (the others do not add up); both of ab, bc normalized; nothing; too short for a pair
+    assert data.ngram_overlap(["a b c d", "A: b, c!", "e f", "a"], ["a b c x", "c d", "a"], n=2) == [2 / 3, 1, 0, 0]
+    assert data.ngram_overlap(["1 2 3 4 5 6 7 8 9", "1 2 3 4 5 6 7"], ["0 1 2 3 4 5 6 7 8"]) == [1 / 2, 0]
+
+
+def test_near_duplicates_by_hand():
+    words = [f"w{number}" for number in range(20)]
+    # Beside a repeat within train: one dialogue is in train but for case and marks, one has 9 of its 12 8-grams there.
+    train, validation = [" ".join(words), "#Person1#: Yes!", "person1 YES"], [" ".join(words).upper() + "."]
+    texts = {"train": train, "validation": validation, "test": [" ".join([*words[:16], "x", "x", "x"])]}
+    table = data.near_duplicates(
+        {split: datasets.Dataset.from_dict({"dialogue": rows}) for split, rows in texts.items()}
+    )
+    counts = table.iloc[:, 2:].fillna(-1).to_numpy().tolist()
+    assert counts == [[1, -1, -1], [0, -1, -1], [0, -1, -1], [1, 1, 1], [0, 0, 1], [0, 0, 1]]
+
+
+def test_selection_leaves_out_what_nearly_stands_in_train():
+    rows = [
+        row | {"dialogue": row["dialogue"] + f" {' '.join(f'word{n}x{m}' for m in range(60))}"}
+        for n, row in enumerate(tiny_rows(6))
+    ]
+    train, validation = data.group_references(rows[:4], "train"), data.group_references(rows[2:], "validation")
+    assert data.drop_near_duplicates(validation, train)["id"] == ["d_4", "d_5"]
+    everything = data.group_references(rows, "all")
+    assert len(data.drop_near_duplicates(validation, everything)) == 4  # nothing would be left
+
+
+def test_the_sample_is_large_and_alike_in_form_and_shares_nothing():
+    sample = data.load_source("sample")
+    places, odd = {}, []
+    for row in (row for rows in sample.values() for row in rows):
+        turns, words = row["dialogue"].split("\n"), re.sub("[^a-z0-9]+", " ", row["dialogue"].lower()).split()
+        speakers = [re.match(r"(#Person\d#): \S", turn) for turn in turns]
+        alike = all(speakers) and len({match[1] for match in speakers}) in (2, 3)
+        if not (alike and 4 <= len(turns) <= 16 and 60 <= len(row["dialogue"].split()) <= 130):
+            odd.append(row["id"])
+        for start in range(len(words) - 7):
+            places.setdefault(tuple(words[start : start + 8]), set()).add(row["id"])
+    assert (odd, [ids for ids in places.values() if len(ids) > 1]) == ([], [])
+    table = data.near_duplicates(sample)
+    assert (table["repeats"].tolist(), table["shares 50 %"].dropna().tolist()) == ([0] * 6, [0] * 3)
+    assert {len(summaries) for summaries in sample["test"]["summaries"]} == {3}
+    least = {"train": 120, "validation": 20, "test": 40}
+    assert {split: len(rows) for split, rows in sample.items() if len(rows) < least[split]} == {}

@@ -1,0 +1,140 @@
+"""A Hub that is silent or ends in mid-download: one paragraph with the ways out, and soon; a slow one is waited for."""
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+PROGRAM = """
+import sys, time
+from dialogue_summarization import data, models
+for fetch, source in ((models.local_snapshot, "someone/model"), (data.load_source, "someone/dialogues")):
+    start = time.perf_counter()
+    try:
+        place = fetch(source)
+        print(f"{time.perf_counter() - start:.1f} fetched {place}")
+    except Exception as error:
+        print(f"{time.perf_counter() - start:.1f} {type(error).__name__} {error}")
+"""
+
+
+class BreaksOff(http.server.BaseHTTPRequestHandler):
+    """A Hub that lists files and sends half of each, then closes the connection."""
+
+    FILES = ("config.json", "model.safetensors", "train.jsonl", "validation.jsonl", "test.jsonl")
+    SIZE = 1 << 20
+
+    def do_HEAD(self):
+        self.answer(head=True)
+
+    def do_GET(self):
+        self.answer()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.say([{"type": "file", "path": name, "size": self.SIZE, "oid": "0" * 40} for name in self.FILES])
+
+    def say(self, content):
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer(self, head=False):
+        if self.path.startswith("/api"):
+            files = [{"type": "file", "path": name, "size": self.SIZE, "oid": "0" * 40} for name in self.FILES]
+            siblings = [{"rfilename": name} for name in self.FILES]
+            whole = {"id": "someone/model", "sha": "1" * 40, "siblings": siblings, "private": False, "tags": []}
+            return self.say(files if "/tree/" in self.path else whole)
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        if "/resolve/" in self.path and name not in self.FILES:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", "1" * 40)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", f'"{name}"')
+        self.send_header("Content-Length", str(self.SIZE))
+        self.end_headers()
+        if not head:
+            self.send()
+        return None
+
+    def send(self):
+        self.wfile.write(b"x" * (self.SIZE // 2))
+        self.close_connection = True
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+class FallsSilent(BreaksOff):
+    """A Hub that sends half of each file and then nothing more, without closing."""
+
+    def send(self):
+        self.wfile.write(b"x" * (self.SIZE // 2))
+        self.wfile.flush()
+        time.sleep(3)  # the client waits for 1 s
+        self.close_connection = True
+
+
+class IsSlow(BreaksOff):
+    """A Hub that takes nearly 2 s to send a file, longer than the client waits for anything."""
+
+    def send(self):
+        for _ in range(8):
+            self.wfile.write(b"{" + b" " * (self.SIZE // 8 - 2) + b"}")
+            self.wfile.flush()
+            time.sleep(0.25)
+
+
+def fetch(port, home):
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": ""}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What is said of each kind of trouble, and the seconds until then."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    ports = {"silent": silent.getsockname()[1]}
+    servers = {"breaks off": BreaksOff, "falls silent": FallsSilent, "is slow": IsSlow}
+    servers = {kind: http.server.ThreadingHTTPServer(("127.0.0.1", 0), each) for kind, each in servers.items()}
+    for kind, server in servers.items():
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ports[kind] = server.server_port
+    running = {kind: fetch(port, tmp_path_factory.mktemp("home")) for kind, port in ports.items()}
+    said = {kind: process.communicate()[0].splitlines() for kind, process in running.items()}
+    for server in servers.values():
+        server.shutdown()
+    silent.close()
+    return said
+
+
+@pytest.mark.parametrize("kind", ["silent", "breaks off", "falls silent"])
+def test_what_is_read_when_the_hub_is_in_trouble(printed, kind):
+    assert len(printed[kind]) == 2, printed[kind]
+    for line, what, way_out in zip(printed[kind], ("Model", "Data"), ("--model PATH", "--dataset PATH"), strict=True):
+        seconds, error, message = line.split(" ", 2)
+        assert error == f"{what}Error" and float(seconds) < 30
+        assert way_out in message and "quickstart" in message and "Try again" in message
+        assert kind != "silent" or "does not answer" in message
+
+
+def test_a_slow_hub_is_waited_for(printed):
+    seconds, outcome, _ = printed["is slow"][0].split(" ", 2)
+    assert outcome == "fetched" and float(seconds) > 1.5, printed["is slow"]

@@ -1,0 +1,116 @@
+"""Tables of runs, on committed records and on records made by hand."""
+
+import datasets
+import pandas as pd
+import pytest
+
+from dialogue_summarization import data, experiments, figures, report, rouge, runs
+from dialogue_summarization.errors import DataError
+from dialogue_summarization.intervals import interval
+
+
+def dialogues(texts):
+    return datasets.Dataset.from_dict(
+        {
+            "id": [f"d_{number}" for number in range(len(texts))],
+            "dialogue": texts,
+            "summaries": [["Ann sells a <b>red</b> bike.", "Ben & Ann talk."]] * len(texts),
+            "topic": [""] * len(texts),
+        }
+    )
+
+
+def record(folder, name, texts, **metrics):
+    """A run made by hand, with the settings and device of a committed one."""
+    real = runs.read(runs.OUTPUTS / "reference" / "quickstart" / name / "seed-0")
+    test = dialogues(texts)
+    predictions = pd.DataFrame({"id": test["id"], "prediction": texts})
+    scores = rouge.score_dialogues(texts, test["summaries"]).set_index(pd.Index(test["id"], name="id"))
+    sizes = {"parameters": 134_515_008, "trainable_parameters": 134_515_008}
+    return runs.Run(folder, real.config, real.environment, sizes | metrics, predictions, scores, pd.DataFrame())
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    return runs.collect("quickstart", "nowhere"), data.load(experiments.experiment("quickstart"))["test"]
+
+
+def test_examples_are_best_median_and_worst(quickstart):
+    made, test = quickstart
+    markup = report.examples(made, test, made[1])._repr_html_()
+    assert [markup.count(f">{rule}</th>") for rule in ("best", "median", "worst")] == [1, 1, 1]
+    assert markup.count("<tr") == 1 + 3 + len(made)  # a heading, id, dialogue, references, and each run
+    order = made[1].scores["rougeL"].to_numpy().argsort(kind="stable")
+    for place in (order[-1], order[0]):
+        assert markup.count(f">{test[int(place)]['id']}</td>") == 1
+        assert f"(ROUGE-L {made[1].scores['rougeL'].iloc[place]:.3f})" in markup
+
+
+def test_texts_are_whole_and_escaped_with_their_line_breaks():
+    table = pd.DataFrame({"run": ["<script>x</script>\n#B#: a & b", "word " * 100]})
+    markup = report.texts_as_html(table)._repr_html_()
+    assert "&lt;script&gt;x&lt;/script&gt;<br>#B#: a &amp; b" in markup and "<script>" not in markup
+    assert "word " * 99 + "word" in markup and "..." not in markup
+
+
+def test_costs_by_hand(tmp_path):
+    full = record(
+        tmp_path, "full", ["a"], train_seconds=1800, generate_seconds=1800, train_joules=2700, generate_joules=900,
+        peak_memory_bytes=3 << 29,
+    )  # fmt: skip
+    lora = record(
+        tmp_path, "lora-balanced", ["a"], train_seconds=900, adapter_bytes=5_000_000, generate_joules=900,
+        trainable_parameters=1_345_150,
+    )  # fmt: skip
+    measures = report.cost_measures(full, price_per_hour=2.5)
+    assert (measures["price"], measures["energy_wh"], measures["trained"]) == (2.5, 1.0, 100.0)
+    assert measures["peak_gib"] == 1.5
+    assert measures["ship_mb"] == pytest.approx(134_515_008 * 4 / 1e6)
+    assert report.cost_measures(lora)["ship_mb"] == 5 and "energy_wh" not in report.cost_measures(lora)
+    assert report.cost_measures(record(tmp_path, "zero-shot", ["a"]))["ship_mb"] == 0
+    table = report.costs([full, lora])
+    assert "price" not in table and table["energy Wh"].tolist() == ["1.0", "–"]
+    assert table["trained %"].tolist() == ["100.00", "1.00"] and table["to ship MB"].tolist() == ["538.1", "5.0"]
+    assert report.costs([full, lora], price_per_hour=4.0)["price"].tolist() == ["4.0000", "1.0000"]
+
+
+def test_results_are_means_with_intervals_over_dialogues(quickstart):
+    made, test = quickstart
+    table = report.results(made)
+    assert list(table.index) == [report.display_name(run) for run in made] and len(made) == 5
+    assert table["trained"].iloc[0] == "none" and table["training s"].iloc[0] == "–"
+    for run, cell in zip(made, table["ROUGE-2"], strict=True):
+        scores = rouge.score_dialogues(report.predictions(run, test), test["summaries"])["rouge2"]
+        low, high = interval(scores)
+        assert cell == f"{scores.mean():.3f} [{low:.3f}, {high:.3f}]"
+        assert run.metrics["rouge2"] == pytest.approx(scores.mean(), abs=1e-6)
+
+
+def test_a_run_is_called_by_its_method_and_seed(quickstart, tmp_path):
+    (committed, *_), _ = quickstart
+    own = record(tmp_path, "full", ["a"])
+    assert report.display_name(committed) == "zero-shot (reference)" and report.display_name(own) == "full"
+
+
+def test_summaries_of_other_dialogues_are_named(quickstart, tmp_path):
+    _, test = quickstart
+    with pytest.raises(DataError, match=f"1 summaries are not of these {len(test)} test dialogues"):
+        report.predictions(record(tmp_path, "full", ["a"]), test)
+
+
+def test_the_signature_says_how_many_references_and_dialogues(quickstart):
+    said = report.signature(quickstart[1])
+    assert "|refs:mean3|" in said and "|n:16|" in said and said.startswith("rouge_score:")
+
+
+def test_figures_show_every_split_and_every_trained_run(quickstart, tmp_path):
+    made, test = quickstart
+    left, right = figures.lengths({"validation": test.select(range(4)), "test": test}).axes
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["validation", "test"]
+    assert left.get_xlabel() == "words per dialogue" and right.get_xlabel() == "words per reference summary"
+    (curves,) = figures.loss_curves([*made, record(tmp_path, "full", ["a"])]).axes  # the last has no log
+    names = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert names == [report.display_name(run) for run in made if run.config.settings]
+    for lines, run in zip(zip(curves.lines[::2], curves.lines[1::2], strict=True), made[1:], strict=True):
+        logged = [run.log.dropna(subset=column)[column].tolist() for column in ("loss", "eval_loss")]
+        assert [line.get_ydata().tolist() for line in lines] == logged

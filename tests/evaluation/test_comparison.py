@@ -1,0 +1,239 @@
+"""Systems and the tables that compare them: humans and published systems as published, verdicts that tests allow."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import SHARED, tiny_experiment
+
+from dialogue_summarization import data, errors, experiments, rouge, runs, study
+from dialogue_summarization.evaluation import comparison, figures, statistics, systems
+
+needs_dialogsum = pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
+needs_published = pytest.mark.skipif(not (SHARED / "published").is_dir(), reason="needs shared/published")
+DIALOGUE = "#A#: One.\n#B#: A long second turn.\n#A#: Three, no more."
+
+
+@pytest.fixture(scope="module")
+def dialogsum():
+    return data.load_source(str(SHARED / "dialogsum"))["test"]
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    test = data.load(experiments.experiment("quickstart"))["test"]
+    return comparison.all_systems(runs.collect("quickstart", "nowhere"), test), test
+
+
+def test_baselines_copy_turns():
+    assert systems.lead(DIALOGUE, 1) == "#A#: One."
+    assert systems.lead(DIALOGUE, 9) == DIALOGUE.replace("\n", " ")
+    assert systems.longest(DIALOGUE) == "#B#: A long second turn."
+    drawn = systems.random_turns(DIALOGUE)
+    assert drawn == systems.random_turns(DIALOGUE) and drawn in {
+        "#A#: One. #B#: A long second turn.", "#A#: One. #A#: Three, no more.",
+        "#B#: A long second turn. #A#: Three, no more.",
+    }  # fmt: skip
+    assert systems.random_turns("#A#: One.") == "#A#: One."
+
+
+def test_leave_one_out_best_by_hand():
+    """Of 0.2, 0.5, 0.9 the best without the first is 0.9, without the second 0.9, without the third 0.5."""
+    index = pd.MultiIndex.from_tuples([(0, 0), (0, 1), (0, 2), (1, 0)], names=["dialogue", "reference"])
+    table = pd.DataFrame({name: [0.2, 0.9, 0.5, 0.7] for name in rouge.TYPES}, index=index)
+    found = systems.leave_one_out_best(table)
+    assert found.index.tolist() == [0]  # one reference cannot be left out
+    assert found["rouge1"].tolist() == pytest.approx([(0.9 + 0.9 + 0.5) / 3])
+
+
+@needs_dialogsum
+def test_the_human_baseline_is_as_published(dialogsum):
+    line = systems.human_baseline(dialogsum)
+    assert line.f1.mean(axis=(0, 1))[:3] == pytest.approx([0.534, 0.267, 0.450], abs=5e-4)
+    assert line.best_of_others.mean(axis=(0, 1))[:3] == pytest.approx([0.5961, 0.3411, 0.5184], abs=5e-5)
+    # The same from all pairs in both directions, by rouge_score's symmetry of F1.
+    several = list(dialogsum["summaries"])
+    both = [
+        rouge.score_dialogues([r[a] for r in several], [[r[b]] for r in several]).mean()
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    ]
+    assert line.score("rouge1") == pytest.approx(np.mean([table["rouge1"] for table in both]), abs=1e-9)
+
+
+@needs_dialogsum
+@needs_published
+def test_the_recorded_table_is_what_the_predictions_score(dialogsum):
+    recorded = systems.published_scores(dialogsum)
+    scored = {one.name: one.columns(*rouge.TYPES) for one in systems.published(dialogsum, SHARED / "published")}
+    found = pd.DataFrame.from_dict(scored, orient="index").rename_axis("system")
+    pd.testing.assert_frame_equal(recorded[list(found)], found, check_exact=False, atol=2e-6)
+    assert len(recorded) == 9 and {one.kind for one in systems.published(dialogsum, SHARED / "published")} == {
+        "published"
+    }
+
+
+@needs_dialogsum
+@needs_published
+def test_best_of_three_references_is_as_published(dialogsum):
+    named = {one.name: one for one in systems.published(dialogsum, SHARED / "published")}
+    for name, expected in {
+        "BART-large, fine-tuned": [0.5585, 0.3139, 0.4786],
+        "GPT-4o, zero-shot": [0.4226, 0.1693, 0.3551],
+    }.items():
+        one = named[name]
+        assert one.best.mean(axis=(0, 1))[:3] == pytest.approx(expected, abs=5e-5)
+        assert (one.best_of_others <= one.best + 1e-12).all() and (one.best_of_others >= one.f1 - 1e-12).all()
+
+
+@needs_dialogsum
+def test_without_predictions_the_recorded_scores_are_rows(dialogsum):
+    several = comparison.all_systems([], dialogsum, "nowhere")
+    assert {one.kind for one in several} == {"human", "baseline"}
+    table = comparison.leaderboard(several, dialogsum)
+    assert table.loc["BART-large, fine-tuned", "ROUGE-1"].startswith("0.475 [")
+    share = table["share of the human gap"]
+    assert share.iloc[0] == "100%" and list(table["kind"][:2]) == ["human", "published"]
+    assert share.str.endswith("%").all() and "0%" in share.tolist()
+
+
+@needs_dialogsum
+@needs_published
+def test_rows_of_published_systems_are_the_same_scored_or_recorded(dialogsum):
+    human, copy = systems.human_baseline(dialogsum), systems.baselines(dialogsum)[1]
+    recorded = comparison.leaderboard([human, copy], dialogsum)
+    scored = comparison.leaderboard([human, copy, *systems.published(dialogsum, SHARED / "published")], dialogsum)
+    pd.testing.assert_frame_equal(recorded, scored)
+    assert recorded.loc["Llama-3.2-3B-Instruct, LoRA", "ROUGE-L"].startswith("0.402 [")
+
+
+@needs_dialogsum
+def test_a_published_file_of_other_dialogues_is_an_error(dialogsum, tmp_path):
+    (tmp_path / "gpt_4_dialogsum_predictions.csv").write_text("id,prediction\ntest_0,Boss bans.\n", encoding="utf-8")
+    with pytest.raises(errors.DataError, match="500 test dialogues"):
+        systems.published(dialogsum, tmp_path)
+
+
+def test_other_dialogues_have_no_published_rows(quickstart):
+    several, test = quickstart
+    assert systems.published(test, SHARED / "published") == [] and systems.published_scores(test).empty
+    assert {"human", "run", "baseline"} == {one.kind for one in several}
+    table = comparison.leaderboard(several, test)
+    assert len(table) == 11 and list(dict.fromkeys(table["kind"])) == ["human", "run", "baseline"]
+
+
+def fake(name, scores, kind="run"):
+    """A system with the same score in every measure; `scores` are (seeds, dialogues)."""
+    values = np.repeat(np.atleast_2d(scores)[:, :, None], 4, axis=2)
+    return systems.System(name, kind, values)
+
+
+@pytest.fixture
+def noisy():
+    generator = np.random.default_rng(0)
+    base = generator.beta(2, 3, 400)
+
+    def make(name, shift, spread, seeds=1):
+        return fake(name, base + shift + generator.normal(0, spread, (seeds, 400)))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "expected"),
+    [
+        (0.05, 0.05, "differ"),
+        (0.0, 0.02, "as good as each other"),
+        (0.0, 0.15, "not distinguishable"),
+        (0.004, 0.01, "differ, by less than the margin"),
+    ],
+)
+def test_verdicts(noisy, shift, spread, expected):
+    pair = [noisy("one", shift, spread), noisy("other", 0, spread)]
+    table = comparison.pairwise(pair, "rougeL")
+    assert table["verdict"].tolist() == [expected] and table["seeds"].tolist() == ["1, 1"]
+    assert (table["p (Holm)"].replace("<0.001", "0").astype(float) < 0.05).tolist() == [expected.startswith("differ")]
+    assert re.fullmatch(r"\+0\.\d{3} \[[+-]0\.\d{3}, \+0\.\d{3}\]", table["ROUGE-L difference"].iloc[0])
+
+
+def test_seeds_are_named_and_a_system_alone_has_no_pairs(noisy):
+    pair = [noisy("one", 0.05, 0.02, seeds=3), noisy("other", 0, 0.02, seeds=3)]
+    assert comparison.pairwise(pair, "rouge1")["seeds"].tolist() == ["3, 3"]
+    each = sorted(seed.mean() for seed in pair[0].scores("rougeL"))
+    assert comparison.leaderboard(pair)["seeds"]["one"] == f"3: {each[0]:.3f} to {each[2]:.3f}"
+    assert comparison.pairwise(pair[:1], "rouge1").empty
+
+
+def test_the_minimum_detectable_effect_is_a_column(noisy):
+    pair = [noisy("one", 0.05, 0.05), noisy("other", 0, 0.05)]
+    gap = statistics.compare(pair[0].scores("rougeL"), pair[1].scores("rougeL"))
+    assert comparison.pairwise(pair, "rougeL")["minimum detectable effect"].tolist() == [
+        f"{gap.minimum_detectable:.3f}"
+    ]
+
+
+@pytest.mark.parametrize(("spread", "found"), [(0.02, "as good as each other"), (0.3, "not distinguishable")])
+def test_the_planned_comparison_is_one_test(noisy, spread, found):
+    pair = [noisy("full", 0, spread, seeds=3), noisy("lora-balanced (reference)", 0.001, spread, seeds=2)]
+    table = comparison.planned_comparison([*pair, noisy("other", 0, 0.1)])
+    gap = statistics.compare(pair[1].scores("rouge1"), pair[0].scores("rouge1"))
+    [(name, row)] = table.iterrows()
+    assert set(name.split(" − ")) == {"lora-balanced (reference)", "full"} and row["verdict"] == found
+    p = f"{gap.p_equivalent:.3f}"
+    assert row["p (TOST, ROUGE-1 ± 0.01)"].replace("<0.001", p) == p and row["p"] == row["p (Holm)"]
+    assert f"{abs(gap.mean):+.3f} [" in row["ROUGE-1 difference"]
+    assert sorted(row["seeds"].split(", ")) == ["2", "3"] and comparison.planned_comparison(pair[:1]).empty
+
+
+def test_identical_systems_are_as_good_as_each_other(noisy):
+    one = noisy("one", 0, 0.1)
+    table = comparison.pairwise([one, replace(one, name="copy")], "rougeL")
+    assert table["p"].tolist() == ["1.000"] and table["verdict"].tolist() == ["as good as each other"]
+
+
+def test_p_values_are_corrected_over_all_pairs(noisy):
+    several = [noisy(f"s{n}", 0.002 * n, 0.1) for n in range(4)]
+    table = comparison.pairwise(several, "rougeL")
+    p, corrected = (table[name].replace("<0.001", "0").astype(float) for name in ("p", "p (Holm)"))
+    assert len(table) == 6 and (corrected >= p).all()
+    assert corrected.min() == pytest.approx(min(6 * p.min(), 1), abs=6 * 5e-4)
+
+
+def test_references_compare_like_with_like(quickstart):
+    several, _ = quickstart
+    table = comparison.best_references(several, "rougeL")
+    assert list(table.columns) == ["mean", "best reference", "best of all but one"] and len(table) == 11
+    assert table.loc["humans, each against the others", "best reference"] == "–"
+    numbers = table.drop("humans, each against the others").astype(float)
+    assert (numbers["mean"] < numbers["best of all but one"]).all()
+    assert (numbers["best of all but one"] < numbers["best reference"]).all()
+
+
+def test_figures_show_every_system_and_every_cost(quickstart):
+    several, _ = quickstart
+    [ax] = figures.leaderboard(several).axes
+    assert {label.get_text() for label in ax.get_yticklabels()} == {f"{one.name} [{one.kind}]" for one in several}
+    made = [one.runs[0] for one in several if one.kind == "run"]
+    costs = [ax for ax in figures.cost_against_quality(made, price_per_hour=1).axes if ax.get_visible()]
+    assert {"training s", "price", "to ship MB"} <= {ax.get_xlabel() for ax in costs}
+    assert all(len(ax.collections) == len(made) for ax in costs)
+
+
+def test_records_say_where_they_come_from(quickstart):
+    several, _ = quickstart
+    made = [one.runs[0] for one in several if one.kind == "run"]
+    record = comparison.record_sources(made[:1], ["zero-shot", "full"])["record"]
+    assert record["zero-shot (reference)"].startswith("reference of 20")
+    assert record["zero-shot (reference)"].endswith("notebook 01 makes it anew")
+    assert record["full"] == "missing: notebook 02 makes it"
+
+
+def test_runs_of_one_method_are_one_system(tiny_models, tiny_data, tmp_path):
+    tiny = tiny_experiment(tiny_models["llama"], tiny_data)
+    made = [study.run(tiny, experiments.method("lora-efficient"), seed, outputs=tmp_path) for seed in (0, 1)]
+    test = data.load(tiny)["test"]
+    [one] = systems.of_runs(made, test)
+    assert one.name == "lora-efficient" and one.f1.shape == (2, 5, 4)
+    expected = np.mean([run.metrics["rougeL"] for run in made])
+    assert one.score("rougeL") == pytest.approx(expected, abs=1e-6)

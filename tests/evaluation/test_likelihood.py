@@ -1,0 +1,122 @@
+"""Corruptions by hand, and likelihoods against a plain forward pass of each summary alone."""
+
+import pytest
+import torch
+
+from dialogue_summarization import data, models, runs
+from dialogue_summarization.disk import write_csv
+from dialogue_summarization.evaluation import likelihood
+
+DIALOGUE = "#Person1#: Hi, Ann.\n#Person2#: Nine stamps, please."
+
+
+@pytest.mark.parametrize(
+    ("summary", "expected"),
+    [
+        ("#Person1# greets #Person2#.", "#Person2# greets #Person1#."),
+        ("#Person2#'s stamps cost #Person2# a lot.", "#Person1#'s stamps cost #Person1# a lot."),
+        ("Ann buys stamps.", None),
+    ],
+)
+def test_speakers_change_places(summary, expected):
+    assert likelihood.swap_speakers(summary, DIALOGUE) == expected
+
+
+def test_speakers_with_names_change_places_as_whole_words():
+    dialogue = "Ann: Hi.\nAnna: Hello.\nBen: Hey."
+    assert likelihood.swap_speakers("Anna and Ann meet Ben.", dialogue) == "Ann and Anna meet Ben."
+    assert likelihood.swap_speakers("Ben waves.", "Ben: Hi.") is None
+
+
+@pytest.mark.parametrize(
+    ("summary", "expected"),
+    [
+        ("They pay 1999 dollars.", "They pay 2000 dollars."),
+        ("Nine of them left at 9.", "Ten of them left at 9."),
+        ("She is twenty.", "She is thirty."),
+        ("She is ninety.", "She is eighty."),
+        ("In room 007", "In room 008"),
+        ("#Person1# has one key.", None),
+    ],
+)
+def test_a_number_changes(summary, expected):
+    assert likelihood.change_number(summary, DIALOGUE) == expected
+
+
+@pytest.mark.parametrize(
+    ("summary", "expected"),
+    [
+        ("Ann doesn't pay.", "Ann does pay."),
+        ("Ann can't pay and won't.", "Ann can pay and won't."),
+        ("Ann will not pay.", "Ann will pay."),
+        ("Ann never pays.", "Ann pays."),
+        ("Ann is paying.", "Ann is not paying."),
+        ("#Person1# asks about it.", "#Person1# doesn't ask about it."),
+        ("Ann tries it.", "Ann doesn't try it."),
+        ("Ann watches it.", "Ann doesn't watch it."),
+        ("Ann has it.", "Ann doesn't have it."),
+        ("they talk", None),
+    ],
+)
+def test_a_negation_is_toggled(summary, expected):
+    assert likelihood.toggle_negation(summary, DIALOGUE) == expected
+
+
+def test_likelihoods_are_those_of_each_summary_alone(tiny, tiny_data):
+    bundle = models.load_model(tiny)
+    test = data.load(tiny)["test"]
+    dialogues = list(test["dialogue"])
+    summaries = [(place, text) for place, several in enumerate(test["summaries"]) for text in {*several, "No."}]
+    found = likelihood.log_likelihoods(bundle, dialogues, summaries[::-1], batch_size=3)[::-1]
+    for place, (owner, summary) in enumerate(summaries):
+        row = bundle.family.encode(dialogues[owner], summary)
+        labels = torch.tensor([row["labels"]])
+        if bundle.family.label_shift:
+            ids = torch.tensor([row["input_ids"] + row["labels"]])
+            logits = bundle.model(input_ids=ids).logits[:, len(row["input_ids"]) - 1 : -1]
+        else:
+            logits = bundle.model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).logits
+        expected = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).mean().item()
+        assert found[place] == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_continuations_are_scored_as_whole_rows_are(tiny):
+    """Whole rows serve models with virtual tokens, which PEFT puts before every forward pass."""
+    bundle = models.load_model(tiny)
+    test = data.load(tiny)["test"]
+    groups = [
+        bundle.family.encode_all([dialogue] * len(several), several)
+        for dialogue, several in zip(test["dialogue"], test["summaries"], strict=True)
+    ]
+    both = [score(bundle, groups) for score in (likelihood.score_rows, likelihood.score_continuations)]
+    rows, continued = (logits[labels != -100] for logits, labels in both)
+    torch.testing.assert_close(rows, continued, rtol=1e-4, atol=1e-5)
+
+
+def test_the_record_of_the_test_and_its_table(family_name, tiny, made_once, tmp_path):
+    run = made_once(family_name, "zero-shot", tmp_path)
+    found = likelihood.run_test(models.load_model(tiny), data.load(tiny)["test"])
+    assert list(found.columns) == ["id", "kind", "reference", "wrong"]
+    counts = found["kind"].value_counts().to_dict()
+    assert counts[likelihood.OTHER] == 5 and counts["number changed"] >= 1
+    assert (found[["reference", "wrong"]] < 0).all(axis=None)
+    write_csv(run.folder / "likelihood.csv", found)
+    table = likelihood.table([runs.read(run.folder)])
+    assert any(column == "of another dialogue (n = 5)" for column in table.columns)
+    right = (found["reference"] > found["wrong"])[found["kind"] == likelihood.OTHER]
+    assert table["of another dialogue (n = 5)"].iloc[0].startswith(f"{right.mean():.0%} [")
+
+
+def test_records_without_the_test_have_an_empty_row(made_once, tmp_path):
+    run = made_once("llama", "zero-shot", tmp_path)
+    (run.folder / "likelihood.csv").unlink(missing_ok=True)
+    assert likelihood.table([run]).iloc[0].tolist() == ["not measured"]
+
+
+def test_committed_records_are_read():
+    """Of the untrained model on DialogSum, the reference is likelier than with speakers swapped in 281 of 433 cases."""
+    made = runs.collect("smollm2-dialogsum", "nowhere")
+    table = likelihood.table([run for run in made if run.config.seed == 0])
+    assert table.loc["zero-shot (reference)", "speakers swapped (n = 433)"].startswith("65% [")
+    assert table.loc["full (reference)", "speakers swapped (n = 433)"].startswith("94% [")

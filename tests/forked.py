@@ -1,0 +1,135 @@
+"""Processes that have imported what is heavy: commands and kernels of their own, without seconds of imports each.
+
+They are forked from a server (`multiprocessing`'s) that has imported our package and has done nothing else.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["dialogue_summarization.study", "dialogue_summarization.commands.cli", "dialogue_summarization.figures",
+     "peft", "papermill", "ipykernel.kernelapp", "matplotlib.pyplot"]
+)  # fmt: skip
+STREAMS = (("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY))
+
+
+def command(*arguments, **options):
+    """What the command `study` says, as a process of its own."""
+    return run(_command, [*map(str, arguments)], **options)
+
+
+def python(code, **options):
+    """What Python code says, as a process of its own."""
+    return run(_python, code, **options)
+
+
+def run(target, argument, input="", cwd=None, env=None):
+    """As `subprocess.run` with text that is captured, of a function of a module."""
+    with tempfile.TemporaryDirectory() as place:
+        for name, _ in STREAMS:
+            Path(place, name).write_text(input if name == "in" else "", encoding="utf-8")
+        process = processes.Process(
+            target=_alone, args=(target, argument, place, str(cwd or Path.cwd()), {**os.environ, **(env or {})})
+        )
+        process.start()
+        process.join()
+        said = [Path(place, name).read_text("utf-8") for name in ("out", "err")]
+    return subprocess.CompletedProcess(argument, process.exitcode, *said)
+
+
+def _alone(target, argument, place, cwd, environment):
+    for number, (name, flags) in enumerate(STREAMS):
+        os.dup2(os.open(os.path.join(place, name), flags), number)
+    streams = [os.fdopen(number, mode, encoding="utf-8", closefd=False) for number, mode in enumerate("rww")]
+    sys.stdin, sys.stdout, sys.stderr = streams
+    _as_started(cwd, environment)
+    target(argument)
+
+
+def _as_started(cwd, environment):
+    import torch
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+
+
+def _command(arguments):
+    from dialogue_summarization.commands import cli
+
+    sys.exit(cli.main(arguments))
+
+
+def _python(code):
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+@contextlib.contextmanager
+def kernels():
+    """Let notebooks have kernels forked from the server; they are ipykernel's in all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", _launch)
+        yield
+
+
+def _launch(line, env=None, cwd=None, **_):
+    assert line[1:3] == ["-m", "ipykernel_launcher"], line
+    process = processes.Process(target=_kernel, args=(line[3:], cwd or os.getcwd(), dict(env or os.environ)))
+    process.start()
+    while process.is_alive() and os.getpgid(process.pid) != process.pid:  # whoever signals its group means it alone
+        time.sleep(0.001)
+    return Kernel(process)
+
+
+def _kernel(arguments, cwd, environment):
+    from ipykernel import kernelapp
+
+    os.setsid()
+    sys.stdin, sys.stdout, sys.stderr = (open(os.devnull, mode) for mode in "rww")  # noqa: SIM115
+    _as_started(cwd, environment)
+    # A new process reads from its environment whose it is, and where figures go; this one has imported both.
+    own = [f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.matplotlib=inline"]
+    kernelapp.launch_new_instance(argv=[*arguments, *own])
+
+
+class Kernel:
+    """A process as `subprocess.Popen` shows it to jupyter_client."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process):
+        self.process, self.pid = process, process.pid
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("kernel", timeout)
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        if self.process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)

@@ -1,0 +1,113 @@
+"""FLAN-T5-base's shape, tiny here: it memorizes pairs, its loss falls, and a checkpoint goes on with the same loss."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import tiny_model
+
+from dialogue_summarization import data, experiments, models
+from measurements import __main__ as command
+from measurements import overfit_test, short_training
+
+SIZE = 300  # of the model's vocabulary: fewer than the tokenizer's 400, so that ids are folded
+
+
+@pytest.fixture
+def splits(tiny_data):
+    return data.load_source(str(tiny_data))
+
+
+@pytest.fixture
+def tiny_shape(tiny_models, monkeypatch):
+    """`short_training.build` with a tiny T5, whose dropout is as large as FLAN-T5's."""
+
+    def build(name, method):
+        assert name == "t5-base"
+        tokenizer, _ = models.load_tokenizer(str(tiny_models["t5"]), experiments.experiment("quickstart"))
+        family = short_training.FoldedT5(tokenizer, 256, decoder_start_token_id=0, vocabulary=SIZE)
+        bundle = models.ModelBundle(tiny_model("t5", SIZE, dropout=0.1), tokenizer, family)
+        return replace(bundle, model=models.apply_method(bundle.model, experiments.method(method)))
+
+    monkeypatch.setattr(short_training, "build", build)
+    monkeypatch.setattr(overfit_test, "PAIRS", 16)
+    return build
+
+
+def test_full_training_memorizes_its_pairs(tiny_shape, splits, monkeypatch):
+    monkeypatch.setitem(overfit_test.LEARNING_RATES, "full", 1e-2)
+    monkeypatch.setattr(overfit_test, "STEPS", 250)
+    record = {"name": "t5-overfit-full"}
+    overfit_test.overfit(record, splits)
+    assert record["rouge1"] > 0.9 and record["word_for_word"] > 8
+    assert record["steps"] == 250 and len(record["losses"]) == 25 and record["loss"] == record["losses"][-1] < 0.2
+    assert record["trainable_parameters"] == record["parameters"]
+
+
+def test_lora_trains_its_adapter_alone(tiny_shape, splits, monkeypatch):
+    monkeypatch.setattr(overfit_test, "STEPS", 20)
+    record = {"name": "t5-overfit-lora-balanced"}
+    overfit_test.overfit(record, splits)
+    assert record["steps"] == 20 and record["method"] == "lora-balanced"
+    assert record["trainable_parameters"] < record["parameters"] and 0 <= record["rougeL"] <= 1
+
+
+def test_a_failure_is_recorded_with_what_was_found_before(tiny_data, tmp_path, monkeypatch, capsys):
+    def build(name, method):
+        raise torch.OutOfMemoryError("no room\nfor it")
+
+    monkeypatch.setattr(short_training, "build", build)
+    monkeypatch.setattr(overfit_test, "PAIRS", 16)
+    names = [name for name, call in command.MEASURES.items() if call in (overfit_test.overfit, overfit_test.stable)]
+    assert len(names) == 5
+    assert command.main([*names, "--dataset", str(tiny_data), "--outputs", str(tmp_path)]) == 0
+    for name in names:
+        record = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
+        assert (record["name"], record["failed"]) == (name, "OutOfMemoryError: no room")
+        assert record["settings"]["learning_rate"] > 0
+    assert "no room" in capsys.readouterr().err
+
+
+def test_a_checkpoint_goes_on_with_the_loss_it_had(tiny_shape, splits, monkeypatch):
+    for name, value in (("STABLE_STEPS", 300), ("MORE_STEPS", 20), ("STABLE_BATCH", 8)):
+        monkeypatch.setattr(overfit_test, name, value)
+    record = {"name": "t5-stable"}
+    overfit_test.stable(record, splits)
+    assert len(record["losses"]) == 32 and all(map(math.isfinite, record["losses"])) and record["pairs"] == 16
+    assert record["last_tenth"] < record["first_tenth"] - 0.5
+    assert abs(record["loss_after"] - record["loss_before"]) < 0.1 * (record["losses"][0] - record["loss_before"])
+
+
+def test_random_weights_begin_at_the_loss_of_a_guess(monkeypatch):
+    """T5's own head starts with standard deviation 1, and so with a loss in the hundreds at FLAN-T5's width."""
+    monkeypatch.setitem(short_training.T5_SHAPES, "t5-tiny", (256, 64, 1, 2))
+    torch.manual_seed(0)
+    model, ids = short_training.t5("t5-tiny", 400).eval(), torch.arange(5, 45)[None]
+    with torch.no_grad():
+        assert model(input_ids=ids, labels=ids).loss < 1.5 * math.log(400)
+
+
+def test_ids_are_folded_alike_in_what_is_read_and_learned(tiny_shape):
+    family = tiny_shape("t5-base", "full").family
+    words = max(family.tokenizer.get_vocab().values())
+    assert words >= SIZE and [family.fold(token) for token in (0, 4, 5, SIZE - 1)] == [0, 4, 5, SIZE - 1]
+    assert [family.fold(token) for token in (SIZE, SIZE + 1)] == [5, 6]  # behind five special tokens
+    rows = family.encode_all(["Ann: soup?", "Ben: No."], ["Ann wants nine stamps.", "Ben"])
+    for row, text in zip(rows, ("Ann wants nine stamps.", "Ben"), strict=True):
+        own = family.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert row["labels"] == [*map(family.fold, own), 1] and max(row["input_ids"]) < SIZE
+
+
+@pytest.mark.parametrize("method", ["full", "lora-balanced"])
+def test_without_dropout_a_model_in_training_repeats_itself(tiny_shape, method):
+    model = tiny_shape("t5-base", method).model.train()
+    ids = torch.arange(10).reshape(1, 10) + 5
+
+    def logits():
+        return model(input_ids=ids, labels=ids).logits
+
+    assert not torch.equal(logits(), logits())
+    overfit_test.disable_dropout(model)
+    assert torch.equal(logits(), logits())
