@@ -1,5 +1,6 @@
 """The environment of all tests, and fixtures that make what several of them need once."""
 
+import gc
 import getpass
 import os
 import shutil
@@ -31,6 +32,12 @@ from dialogue_summarization import experiments, runs, study
 from dialogue_summarization.experiments import METHODS
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Leave what is imported out of garbage collection: each run collects three times, and would look at all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,14 @@ They are forked from a server (`multiprocessing`'s) that has imported our packag
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -59,10 +61,17 @@ def _alone(target, argument, place, cwd, environment):
 def _as_started(cwd, environment):
     import torch
 
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     torch.set_num_threads(1)
+    gc.freeze()  # see conftest
+
+
+def _end_with_the_tests():
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _command(arguments):
@@ -87,8 +96,9 @@ def _launch(line, env=None, cwd=None, **_):
     assert line[1:3] == ["-m", "ipykernel_launcher"], line
     process = processes.Process(target=_kernel, args=(line[3:], cwd or os.getcwd(), dict(env or os.environ)))
     process.start()
-    while process.is_alive() and os.getpgid(process.pid) != process.pid:  # whoever signals its group means it alone
-        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):  # whoever signals its group means it alone
+        while process.is_alive() and os.getpgid(process.pid) != process.pid:
+            time.sleep(0.001)
     return Kernel(process)
 
 
@@ -98,8 +108,8 @@ def _kernel(arguments, cwd, environment):
     os.setsid()
     sys.stdin, sys.stdout, sys.stderr = (open(os.devnull, mode) for mode in "rww")  # noqa: SIM115
     _as_started(cwd, environment)
-    # A new process reads from its environment whose it is, and where figures go; this one has imported both.
-    own = [f"--IPKernelApp.parent_handle={os.getppid()}", "--IPKernelApp.matplotlib=inline"]
+    # A new process reads from its environment where figures go, and whose it is; this one has imported what reads it.
+    own = ["--IPKernelApp.matplotlib=inline", "--IPKernelApp.parent_handle=1"]
     kernelapp.launch_new_instance(argv=[*arguments, *own])
 
 

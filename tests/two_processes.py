@@ -47,7 +47,7 @@ def as_if_compiled():
             attention.set_attention(model, name)
 
     def trainer_class():
-        return distributed.DistributedTrainer if processes.world_size() > 1 else accelerated.AcceleratedTrainer
+        return distributed.DistributedTrainer if PartialState().num_processes > 1 else accelerated.AcceleratedTrainer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "trainer_class", trainer_class)
@@ -98,7 +98,7 @@ def measure(llama, dataset, folder):
         patch.setattr(throughput, "LOGGING_STEPS", 1)
         patch.setattr(processes, "leave", PartialState().wait_for_everyone)
         assert measurements.main(["smollm2-full-plain", "smollm2-lora", "generate-beams1", *line]) == 0
-        if processes.world_size() == 1:
+        if PartialState().num_processes == 1:
             assert measurements.main(["t5-xl-full", *line]) == 0
             assert measurements.main(["smollm2-full-plain", "--batch-size", "2", *line]) == 0
             return

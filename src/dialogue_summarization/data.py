@@ -1,8 +1,8 @@
 """Load, check and describe dialogues: three splits, a row per dialogue, with all its reference summaries.
 
 A source is a Hub data set, a folder with `train`, `validation` and `test` as `.csv` or `.jsonl`, or the packaged
-sample. Columns: `id`, `dialogue`, `summary` (JSON lines may hold a list of summaries), and `topic` if there is one.
-Rows with the same dialogue are one dialogue with several references, as in DialogSum's test split (Chen et al. 2021).
+sample. Columns: `id`, `dialogue`, `summary` (in JSON perhaps a list), and `topic` if there is one. Rows with the same
+dialogue are one dialogue with several references, as in DialogSum's test split (Chen et al. 2021).
 """
 
 import csv
@@ -29,8 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def load(experiment: Experiment) -> datasets.DatasetDict:
     """The splits of an experiment, checked, with columns `id`, `dialogue`, `summaries` (a list) and `topic`.
 
-    Raises:
-        DataError: A file, split or column is missing, or a row cannot be used.
+    Raises `DataError` where a file, split or column is missing, or a row cannot be used.
     """
     splits = load_source(experiment.dataset)
     for split, limit in experiment.dialogues.items():
@@ -72,6 +71,8 @@ def read_text(path: Path) -> str:
     """A file's text in UTF-8. Raises `DataError` where it cannot be read or is in another encoding."""
     try:
         return decode(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -88,20 +89,19 @@ def decode(content: bytes, where: str | Path) -> str:
 def read_rows(path: Path) -> list[dict[str, object]]:
     """The rows of a CSV or JSON lines file in UTF-8. Raises `DataError`, which names the line that cannot be read."""
     text = read_text(path)
-    rows = _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path)
-    for number, row in enumerate(rows, 1):
-        if None in row:  # what csv calls further fields
-            raise DataError(f"{path}, row {number}: more fields than the header has. Quote fields with commas.")
-    return rows
+    return _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path)
 
 
 def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
     csv.field_size_limit(1 << 27)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        return list(reader)
+        rows = list(reader)
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}).") from None
+    if long := [number for number, row in enumerate(rows, 1) if None in row]:  # what csv calls further fields
+        raise DataError(f"{path}, row {long[0]}: more fields than the header has. Quote fields with commas.")
+    return rows
 
 
 def _json_rows(text: str, path: Path) -> list[dict[str, object]]:
@@ -124,8 +124,7 @@ def group_references(rows: list[dict[str, object]], where: str | Path) -> datase
     """
     if not rows:
         raise DataError(f"{where}: no rows.")
-    first_row: dict[str, int] = {}
-    grouped: dict[str, dict] = {}
+    first_row, grouped = {}, {}  # by id, by dialogue
     for number, row in enumerate(rows, 1):
         for column in ("id", "dialogue", "summary"):
             if row.get(column) is None:
@@ -193,7 +192,7 @@ def describe(splits: Mapping[str, datasets.Dataset], family: Family | None = Non
         words = dialogues.str.split().str.len()
         entry = {"split": split, "dialogues": len(dialogues), "references": len(references)}
         entry |= {"turns": dialogues.str.count("\n").mean() + 1, "words": words.mean(), "longest": words.max()}
-        entry["summary words"] = references.str.split().str.len().mean()
+        entry |= {"summary words": references.str.split().str.len().mean()}
         if family:
             encoded = pd.DataFrame(family.encode_all(dialogues.tolist()))
             entry |= {"prompt tokens": encoded["length"].mean(), "truncated": encoded["truncated"].mean()}
@@ -209,10 +208,9 @@ def normalize(text: str) -> str:
 def near_duplicates(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:
     """Dialogues that repeat within a split or in another, after `normalize`.
 
-    `shares 80 %` and `shares 50 %` count dialogues with at least that fraction of their 8-grams in one dialogue of the
-    other split. A repeat shares all of them, unless it is shorter than 8 words.
+    `shares 80 %` and `shares 50 %` count those with that part of their 8-grams in one dialogue of the other split.
     """
-    texts = {split: [normalize(dialogue) for dialogue in rows["dialogue"]] for split, rows in splits.items()}
+    texts = {split: list(map(normalize, rows["dialogue"])) for split, rows in splits.items()}
     table = [{"split": name, "compared with": name, "repeats": len(own) - len(set(own))} for name, own in texts.items()]
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         known = set(texts[other])

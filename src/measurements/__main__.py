@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 
 from dialogue_summarization import data, disk, errors, experiments, hardware, runs
@@ -24,13 +25,13 @@ from .sweep.trials import SPACES
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line. Returns 0, or 1 after an error that the user can mend."""
+    """Run the command line. Exits with 1 after an error that the user can mend, with 130 after an interruption."""
     parser = argparse.ArgumentParser("python -m measurements", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"of: {', '.join(MEASURES)}, {', '.join(SPACES)}")
     parser.add_argument("--dataset", default=experiments.DIALOGSUM, help="a Hub id or a folder")
     parser.add_argument("--outputs", type=Path, default=tables.FOLDER, metavar="DIR", help="where records go")
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
-    parser.add_argument("--share", default="1/1", metavar="I/N", help="of a sweep every N-th method, from the I-th on")
+    parser.add_argument("--share", type=part, default=(1, 1), metavar="I/N", help="every N-th method, from the I-th on")
     parser.add_argument("--plain", action="store_true", help="compile no steps of a sweep")
     options = parser.parse_args(arguments)
     command, *rest = options.names
@@ -40,23 +41,29 @@ def main(arguments: Sequence[str]) -> int:
         elif command == "withhold":
             withhold.withhold_folder(*rest)
         elif command == "sweep":
-            number, count = map(int, options.share.split("/"))
-            return sweep.main(rest, options.dataset, options.outputs, (number, count), not options.plain)
+            return sweep.main(rest, options.dataset, options.outputs, options.share, not options.plain)
         else:
             for name in options.names:
                 if name not in MEASURES:
                     parser.error(f"There is no measurement {name!r}. There are: {', '.join(MEASURES)}.")
             measure(options)
     except errors.UserError as error:
-        print(error, file=sys.stderr)
-        return 1
+        parser.exit(1, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "Interrupted. What is recorded so far is kept.\n")
     return 0
+
+
+def part(text: str) -> tuple[int, int]:
+    """Number and count, of 2/3 for example."""
+    number, count = text.split("/")
+    return int(number), int(count)
 
 
 def measure(options: argparse.Namespace) -> None:
     """Write a record of each measurement that is named: where it fails, as far as it came, with `failed`."""
     processes.join()
-    splits, gpus = data.load_source(options.dataset), processes.world_size()
+    splits, gpus = data.load_source(options.dataset), PartialState().num_processes
     options.outputs.mkdir(parents=True, exist_ok=True)
     for name in options.names:
         record = {"name": name}
@@ -69,7 +76,7 @@ def measure(options: argparse.Namespace) -> None:
         record |= runs.environment()
         if gpus > 1:
             record |= {"name": f"{record['name']}-gpus{gpus}", "device": f"{gpus} x {record['device']}"}
-        if processes.is_main_process():
+        if PartialState().is_main_process:
             print(json.dumps({key: value for key, value in record.items() if key != "losses"}), flush=True)
             disk.write_json(options.outputs / f"{record['name']}.json", record)
     processes.leave()

@@ -68,9 +68,11 @@ def study(name: str) -> str:
     """The results of an experiment: scores, and costs as means over seeds."""
     made, test = reference(name)
     ours = systems.of_runs(made, test)
-    table = comparison.leaderboard(ours).loc[[one.name for one in ours]].drop(columns="kind")
+    unneeded = ["kind"] if len(ours) < len(made) else ["kind", "seeds"]
+    table = comparison.leaderboard(ours).loc[[one.name for one in ours]].drop(columns=unneeded)
     costs = pd.DataFrame([pd.DataFrame([run.metrics for run in one.runs]).mean() for one in ours]).set_axis(table.index)
-    table["trained"] = (costs["trainable_parameters"] / costs["parameters"]).map("{:.2%}".format)
+    shares = (costs["trainable_parameters"] / costs["parameters"]).map("{:.2%}".format)
+    table["trained"] = shares.replace("0.00%", "none")
     for heading, key in (("training s", "train_seconds"), ("summaries s", "generate_seconds")):
         table[heading] = costs[key].map("{:.0f}".format, na_action="ignore").fillna("–")
     table = table.set_axis(pd.Index([one.runs[0].name for one in ours], name="run"))
@@ -119,13 +121,12 @@ def made_twice(pairs: list[tuple[runs.Run, runs.Run]]) -> pd.DataFrame:
     rows = []
     for one, other in pairs:
         gaps = {kind: statistics.compare(other.scores[kind], one.scores[kind]) for kind in tables.MEASURES}
-        changes = {kind: report.with_interval(gap.mean, (gap.low, gap.high), "+.3f") for kind, gap in gaps.items()}
         row = {"run": one.name, "seed": one.config.seed}
         row["ROUGE-1"] = " → ".join(f"{run.scores['rouge1'].mean():.3f}" for run in (one, other))
-        row |= {f"{report.HEADINGS[kind]} changed by": change for kind, change in changes.items()}
-        row["p (TOST, ROUGE-1)"] = f"{gaps['rouge1'].p_equivalent:.3f}"
-        row["training s"] = " → ".join(tables.cell(run.metrics, "train_seconds", ".0f") for run in (one, other))
-        rows.append(row)
+        for kind, gap in gaps.items():
+            row[f"{report.HEADINGS[kind]} changed by"] = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
+        seconds = " → ".join(tables.cell(run.metrics, "train_seconds", ".0f") for run in (one, other))
+        rows.append(row | {"p (TOST, ROUGE-1)": f"{gaps['rouge1'].p_equivalent:.3f}", "training s": seconds})
     return pd.DataFrame(rows).set_index("run")
 
 

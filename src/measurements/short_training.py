@@ -15,7 +15,6 @@ import transformers
 from dialogue_summarization import experiments, hardware, models, tokenization, training
 from dialogue_summarization.acceleration.memory import CUDA_CONTEXT_BYTES
 from dialogue_summarization.acceleration.trainer import AcceleratedTrainer
-from dialogue_summarization.distributed import processes
 from dialogue_summarization.distributed.trainer import DistributedTrainer
 
 T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{small,base,large,xl}, config.json
@@ -51,17 +50,15 @@ def train(
     Returns:
         The trainer, and what was measured, for a record.
     """
-    trainer_class = DistributedTrainer if processes.world_size() > 1 else AcceleratedTrainer
     arguments = training.training_arguments(settings, folder, **(TRAIN_ONLY | overrides))
+    trainer_class = DistributedTrainer if arguments.world_size > 1 else AcceleratedTrainer
     trainer = trainer_class(bundle, settings, args=arguments, train_dataset=rows, **({"compiled": True} | options))
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds, steps = trainer.train_seconds, trainer.state.global_step
     losses = [round(log["loss"], 4) for log in trainer.state.log_history if "loss" in log]
     record = {"fast": trainer.is_fast, "micro_batch": trainer.args.per_device_train_batch_size, "steps": steps}
-    record |= {
-        "train_seconds": round(seconds, 1),
-        "samples_per_second": round(steps * settings.batch_size / seconds, 1),
-    }
+    rate = steps * settings.batch_size / seconds
+    record |= {"train_seconds": round(seconds, 1), "samples_per_second": round(rate, 1)}
     record |= {"peak_memory_bytes": trainer.peak_memory, **models.count_parameters(bundle.model)}
     loss = {"loss": losses[-1] if losses else None, "losses": losses, "steps_a_loss": arguments.logging_steps}
     return trainer, record | loss

@@ -9,6 +9,7 @@ from statistics import mean
 
 import datasets
 import torch
+from accelerate import PartialState
 
 from dialogue_summarization import errors, experiments, generation, hardware, models, training
 from dialogue_summarization.acceleration.memory import BatchPlan
@@ -59,7 +60,7 @@ def measure(record: dict[str, object], splits: datasets.DatasetDict, options: ar
 
     With several processes also the time that exchanging the gradients takes by itself.
     """
-    chosen, gpus = CONFIGURATIONS[record["name"]], processes.world_size()
+    chosen, gpus = CONFIGURATIONS[record["name"]], PartialState().num_processes
     if options.batch_size:
         chosen = replace(chosen, batch_size=options.batch_size)
         record["name"] += f"-batch{options.batch_size}"
@@ -72,8 +73,8 @@ def measure(record: dict[str, object], splits: datasets.DatasetDict, options: ar
     with short_training.memory_limit(chosen.gib), tempfile.TemporaryDirectory() as folder:
         bundle = short_training.build(chosen.model, chosen.method)
         rows = training.encode_split(splits["train"], bundle.family)
-        options = {"compiled": chosen.compiled, "batch_plan": plan}
-        trainer, trained = short_training.train(bundle, settings, rows, folder, steps, **options)
+        how = {"compiled": chosen.compiled, "batch_plan": plan}
+        trainer, trained = short_training.train(bundle, settings, rows, folder, steps, **how)
     seconds = {log["step"]: log["seconds"] for log in trainer.state.log_history if "loss" in log}
     per_step = (seconds[chosen.steps] - seconds[chosen.warm_up]) / (chosen.steps - chosen.warm_up)
     record |= trained | {"sharded": trainer.is_fsdp_enabled, "warm_up_seconds": round(seconds[chosen.warm_up], 1)}
@@ -115,7 +116,7 @@ def _exchange_milliseconds(parameters: int, rounds: int = 20) -> float:
 def measure_generation(record: dict[str, object], splits: datasets.DatasetDict, options: object = None) -> None:
     """Seconds to summarize the test split with the packaged model, greedily or with beams."""
     beams, dialogues = int(record["name"].removeprefix("generate-beams")), list(splits["test"]["dialogue"])
-    bundle, gpus = short_training.build("smollm2", "zero-shot"), processes.world_size()
+    bundle, gpus = short_training.build("smollm2", "zero-shot"), PartialState().num_processes
     bundle.model.to(hardware.device())
     decoding = experiments.Generation(num_beams=beams)
     generate = partial(generation.summarize, bundle, generation=decoding, progress=False)

@@ -40,12 +40,11 @@ def texts_by_id(splits: datasets.DatasetDict) -> dict[str, list[str]]:
 def shown_ids(notebook: nbformat.NotebookNode, texts: dict[str, list[str]]) -> dict[str, int]:
     """Which dialogues the outputs show a text of, and where they first do. Models copy a line now and then."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    everything = "\n".join(part for output in outputs for part in _parts(output).values())
+    shown = "\n".join(part for output in outputs for part in _parts(output).values())
     places = {}
     for name, several in texts.items():
-        hits = [everything.find(form) for text in several for form in _forms(text) if form in everything]
-        if hits:
-            places[name] = min(hits)
+        hits = [shown.find(form) for text in several for form in _forms(text) if form in shown]
+        places |= {name: min(hits)} if hits else {}
     return places
 
 

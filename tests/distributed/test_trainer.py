@@ -3,6 +3,7 @@
 import datasets
 import pytest
 import torch
+from accelerate import PartialState
 from helpers import tiny_model
 
 from dialogue_summarization import experiments, hardware, models
@@ -48,7 +49,7 @@ def test_rows_that_learn_nothing_make_up_a_multiple(count, expected):
 
 
 def test_a_model_is_divided_where_no_device_holds_its_training(monkeypatch):
-    monkeypatch.setattr(trainer, "world_size", lambda: 2)
+    monkeypatch.setattr(PartialState(), "num_processes", 2)
     model = tiny_model("llama")
     needed = sum(16 * weight.numel() for weight in model.parameters())  # weight, gradient, AdamW's two moments
     monkeypatch.setattr(trainer, "device_memory", lambda: needed * 21 // 16)
@@ -67,7 +68,7 @@ def test_an_xl_is_divided_between_two_gpus_of_42_gib_and_fits(monkeypatch):
         monkeypatch.setattr(module, "device_memory", lambda: 42 * hardware.GIB)
     monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
     assert not must_shard(model)
-    monkeypatch.setattr(trainer, "world_size", lambda: 2)
+    monkeypatch.setattr(PartialState(), "num_processes", 2)
     assert must_shard(model) and not must_shard(adapter)
     rows = datasets.Dataset.from_list([{"input_ids": [5] * 512, "labels": [5] * 180, "length": 692}] * 8)
     whole, half = memory.plan_for(4, model, rows), memory.plan_for(4, model, rows, world_size_sharded=2)

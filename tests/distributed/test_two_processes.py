@@ -112,8 +112,8 @@ def test_one_process_resumes_what_two_began(places, said, capsys):
 
 
 def test_what_the_user_can_mend_is_said_once(capfd):
-    with pytest.raises(UserError, match=r"^A step of 32 dialogues cannot be divided among 3 processes evenly"):
-        processes.launch(2, per_process_batch_size, 32, 3)
+    with pytest.raises(UserError, match=r"^There is no run 'bert'\."):
+        processes.launch(2, experiments.method, "bert")
     assert "Traceback" not in capfd.readouterr().err
 
 

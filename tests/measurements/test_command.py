@@ -31,8 +31,27 @@ def test_throughput_is_measured_and_recorded(build, tiny_data, tmp_path, monkeyp
 
 
 def test_a_data_set_that_is_not_there_is_one_line(capsys):
-    assert command.main(["weights", "--dataset", "/nowhere"]) == 1
-    assert "There is no folder '/nowhere'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["weights", "--dataset", "/nowhere"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1 and "There is no folder '/nowhere'" in said and "Traceback" not in said
+
+
+def test_a_sweep_that_is_interrupted_says_what_is_kept(tiny_data, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.sweep, "run", interrupted)
+    line = ["sweep", "grid", "--dataset", str(tiny_data), "--outputs", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        command.main([*line, "--share", "2/3"])
+    assert stopped.value.code == 130 and "so far is kept" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main([*line, "--share", "second"])
+    assert "invalid part value: 'second'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["sweep", "grit", "--dataset", str(tiny_data)])
+    assert "There is no search space 'grit'" in capsys.readouterr().err
 
 
 def test_generation_is_timed(tiny_models, tiny_data, monkeypatch):

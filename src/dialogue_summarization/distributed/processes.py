@@ -30,6 +30,7 @@ def launch(world_size: int, function: Callable[..., None], *arguments: object) -
         raise ConfigurationError(f"--gpus {world_size}: there are {torch.cuda.device_count()} here.")
     variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": str(world_size)}
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it says which processes it ends
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # of semaphores that these leave behind
     messages = get_context("spawn").SimpleQueue()
     context = start_processes(_call, (variables, messages, partial(function, *arguments)), world_size, join=False)
     try:
@@ -72,32 +73,23 @@ def join() -> None:
     if on_cpu:  # the processes share the cores
         threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
         torch.set_num_threads(int(threads))
-    PartialState(cpu=on_cpu, timeout=datetime.timedelta(minutes=30))  # Trainer's `ddp_timeout`
-    if not is_main_process():
+    state = PartialState(cpu=on_cpu, timeout=datetime.timedelta(minutes=30))  # Trainer's `ddp_timeout`
+    if not state.is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def leave() -> None:
     """End this process, when nothing is left to do, if it is one of several."""
-    if world_size() == 1:
+    state = PartialState()
+    if state.num_processes == 1:
         return
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
     if torch.cuda.is_available():
-        PartialState().destroy_process_group()
+        state.destroy_process_group()
     else:  # one of gloo's threads may still run when Python ends, which aborts the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def world_size() -> int:
-    """How many processes make this run."""
-    return PartialState().num_processes
-
-
-def is_main_process() -> bool:
-    """Whether this process writes and prints."""
-    return PartialState().is_main_process
 
 
 def all_reduce(function: Callable[[list], Any], value: Any) -> Any:

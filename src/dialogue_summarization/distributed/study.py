@@ -9,14 +9,14 @@ from accelerate.utils import gather_object
 from .. import data, hardware, models, runs, study
 from ..experiments import Experiment, Method
 from ..generation import summarize
-from .processes import all_reduce, is_main_process, split_between_processes, world_size
+from .processes import all_reduce, split_between_processes
 
 
 def run(
     experiment: Experiment, method: Method, seed: int = 0, *, outputs: str | Path = runs.OUTPUTS, force: bool = False
 ) -> runs.Run:
     """See `study.run`; all processes call it."""
-    if is_main_process():
+    if PartialState().is_main_process:
         prepared = study.prepare(experiment, method, seed, outputs=outputs, force=force)
     else:
         prepared = study.describe(experiment, method, seed, outputs)
@@ -33,7 +33,7 @@ def _train(prepared: study.PreparedRun) -> None:
     trainer = study.make_trainer(prepared, validation)
     trainer.train(resume_from_checkpoint=prepared.checkpoint)
     weights = trainer.whole_weights()
-    if is_main_process():
+    if PartialState().is_main_process:
         prepared.save(trainer, weights)
     PartialState().wait_for_everyone()
 
@@ -45,8 +45,8 @@ def _finish(prepared: study.PreparedRun) -> None:
         generate = partial(summarize, bundle, generation=prepared.generation)
         texts = split_between_processes(generate, list(prepared.splits["test"]["dialogue"]))
     meter.joules, meter.peak_bytes = all_reduce(sum, meter.joules), all_reduce(max, meter.peak_bytes)
-    if is_main_process():
-        environment = runs.environment()
-        environment |= {"device": f"{world_size()} x {environment['device']}", "processes": world_size()}
+    if PartialState().is_main_process:
+        environment, size = runs.environment(), PartialState().num_processes
+        environment |= {"device": f"{size} x {environment['device']}", "processes": size}
         study.record(prepared, texts, study.generation_costs(prepared, bundle, meter), environment)
     PartialState().wait_for_everyone()

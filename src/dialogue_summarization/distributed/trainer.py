@@ -26,7 +26,7 @@ from ..callbacks import EpochMean, TimedCheckpoint
 from ..experiments import Settings
 from ..generation import summarize
 from ..models import ModelBundle, base_model
-from .processes import all_reduce, is_main_process, split_between_processes, world_size
+from .processes import all_reduce, split_between_processes
 
 _FSDP = {
     "fsdp": True,
@@ -48,8 +48,10 @@ class DistributedEpochMean(EpochMean):
     """The main process keeps the weights: whole ones, so that any number of processes resumes with them."""
 
     def keep(self, weights: dict[str, torch.Tensor], epoch: int) -> None:
-        whole = {name: w.full_tensor().cpu() if isinstance(w, DTensor) else w for name, w in weights.items()}
-        if is_main_process():
+        whole = {
+            name: part.full_tensor().cpu() if isinstance(part, DTensor) else part for name, part in weights.items()
+        }
+        if PartialState().is_main_process:
             super().keep(whole, epoch)
         PartialState().wait_for_everyone()
 
@@ -76,12 +78,12 @@ class DistributedTrainer(AcceleratedTrainer):
                 arguments[name] = fill_up(arguments[name], settings.batch_size)
         super().__init__(bundle, settings, *more, **arguments)
         self.num_train_examples = count
-        self._eval_tokens_per_example *= world_size()  # by which Trainer multiplies a loss, against DDP's mean
+        self._eval_tokens_per_example *= self.args.world_size  # by which Trainer multiplies a loss, against DDP's mean
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler:
         sampler = super()._get_train_sampler(self.train_dataset.select(range(self.num_train_examples)))
         lengths, size = list(self.train_dataset["length"]), self.args.train_batch_size
-        return BalancedSampler(sampler, lambda: int(self.state.epoch), lengths, size, world_size())
+        return BalancedSampler(sampler, lambda: int(self.state.epoch), lengths, size, self.args.world_size)
 
     def summaries(self, dialogues: list[str]) -> list[str]:
         """Each process generates its part; those that hold a part of the model generate all, in step."""
@@ -105,7 +107,7 @@ class DistributedTrainer(AcceleratedTrainer):
             gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
-            parts = flat.div_(world_size()).split([gradient.numel() for gradient in gradients])
+            parts = flat.div_(self.args.world_size).split([gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
         return loss
 
@@ -123,7 +125,7 @@ def must_shard(model: torch.nn.Module) -> bool:
     They may take four fifths of its memory, the rest is for activations. An adapter's take little.
     """
     is_adapter = not isinstance(model, PreTrainedModel)
-    return world_size() > 1 and not is_adapter and dims_of(model).state_bytes > 0.8 * device_memory()
+    return PartialState().num_processes > 1 and not is_adapter and dims_of(model).state_bytes > 0.8 * device_memory()
 
 
 def fill_up(rows: datasets.Dataset, multiple: int) -> datasets.Dataset:
