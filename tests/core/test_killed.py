@@ -7,17 +7,15 @@ import os
 import random
 import shutil
 import signal
-import sys
-import threading
 import time
-from pathlib import Path
 
 import filelock
+import killed
 import pytest
 from forked import processes
 from helpers import tiny_experiment
 
-from dialogue_summarization import generation, runs, study, training
+from dialogue_summarization import runs, study
 from dialogue_summarization.commands import cli
 from dialogue_summarization.errors import UserError
 from dialogue_summarization.experiments import METHODS
@@ -26,43 +24,8 @@ KILLS = int(os.environ.get("STUDY_KILLS", "5"))
 STEPS, INTERVAL = 8, 4  # of the optimizer, in the whole run and between checkpoints
 
 
-def make(experiment, outputs, told, kill_at=0, delay=0.0):
-    """A run in a process of its own. It writes down its moments in `told`, and is killed `delay` seconds after one.
-
-    Moments are steps of training, batches of summaries, and files opened, renamed and removed in `outputs`.
-    """
-    moments, log = 0, os.open(told, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-
-    def tick(what):
-        nonlocal moments
-        moments += 1
-        os.write(log, f"{what}\n".encode())
-        if moments == kill_at:
-            if not delay:
-                os.kill(os.getpid(), signal.SIGKILL)
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-    def watch(event, arguments):
-        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir") and str(outputs) in str(arguments[0]):
-            tick(f"{event} {Path(str(arguments[0])).name}")
-
-    def counted(owner, name):
-        usual = getattr(owner, name)
-
-        def call(*some, **more):
-            tick(name)
-            return usual(*some, **more)
-
-        setattr(owner, name, call)
-
-    sys.addaudithook(watch)
-    counted(training.SummarizationTrainer, "training_step")
-    counted(generation.BatchGenerator, "generate")
-    study.run(experiment, METHODS["full"], outputs=outputs)
-
-
 def in_a_process(*arguments):
-    process = processes.Process(target=make, args=arguments)
+    process = processes.Process(target=killed.make, args=arguments)
     process.start()
     return process
 
@@ -92,9 +55,9 @@ def test_a_killed_run_ends_as_any_other(undisturbed, number, tmp_path):
     # A stretch of the run each, so that few kills too meet training, summaries and the record.
     kill_at = 1 + int(len(moments) * (number + drawn.random()) / KILLS)
     told, delay = tmp_path / "told", drawn.choice([0.0, 0.001, 0.01])
-    killed = in_a_process(experiment, tmp_path / "outputs", told, kill_at, delay)
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL or (delay and killed.exitcode == 0), moments[kill_at - 1]
+    dead = in_a_process(experiment, tmp_path / "outputs", told, kill_at, delay)
+    dead.join()
+    assert dead.exitcode == -signal.SIGKILL or (delay and dead.exitcode == 0), moments[kill_at - 1]
     again = in_a_process(experiment, tmp_path / "outputs", told)
     again.join()
     assert again.exitcode == 0, moments[kill_at - 1]
