@@ -42,18 +42,15 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:  # of an attempt that failed
             self.bar.close()
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", file=sys.stdout, mininterval=1
-        )
+        start, total = state.global_step, state.max_steps
+        self.bar = tqdm(total=total, initial=start, desc="training", file=sys.stdout, mininterval=1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.bar is None:  # evaluated before it trains
-            return
         shown = {name: kwargs["logs"][name] for name in ("loss", "eval_loss", "eval_rouge2") if name in kwargs["logs"]}
-        if shown:
+        if self.bar is not None and shown:  # None: evaluated before it trains
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -61,17 +58,14 @@ class Progress(TrainerCallback):
 
 
 class EventFiles(TensorBoardCallback):
-    """TensorBoard's event files of all that is logged, in the folder `tensorboard` beside the checkpoints.
-
-    Transformers' own begin with all arguments, and so with this machine's paths, and lie in a folder with its name.
-    """
+    """TensorBoard's event files, in the folder `tensorboard` beside the checkpoints, without this machine's paths."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.logging_dir = str(folder / TENSORBOARD)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Nothing: the files begin with the first figures."""
+        """Nothing: transformers' own would write all arguments first, paths among them."""
 
 
 class TimedCheckpoint(TrainerCallback):
@@ -86,8 +80,7 @@ class TimedCheckpoint(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.is_due():
-            control.should_save = True
+        control.should_save |= self.is_due()
 
     def is_due(self) -> bool:
         return time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS
@@ -105,10 +98,8 @@ class EpochMean(TrainerCallback):
     def __init__(self, count: int, folder: Path) -> None:
         self.count, self.folder = count, folder
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.keep(_trained_weights(kwargs["model"]), round(state.epoch))
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        self.keep(_trained_weights(more["model"]), round(state.epoch))
 
     def keep(self, weights: dict[str, torch.Tensor], epoch: int) -> None:
         """Write the weights at the end of an epoch, and remove those that are no longer averaged."""
@@ -121,8 +112,7 @@ class EpochMean(TrainerCallback):
 
     def load_into(self, model: torch.nn.Module) -> None:
         """Give the model the mean of what was kept."""
-        files = self._files()
-        for number, file in enumerate(files):
+        for number, file in enumerate(files := self._files()):
             kept = load_file(file)
             for name, weight in _trained_weights(model).items():
                 part = kept[name].to(weight.device) / len(files)

@@ -19,8 +19,7 @@ import pandas as pd
 
 from .errors import DataError
 from .experiments import SAMPLE_DATA, Experiment
-from .hub import offline_if_unreachable
-from .tokenization import Family
+from .hub import offline_reason
 
 SPLITS = ("train", "validation", "test")
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +32,7 @@ def load(experiment: Experiment) -> datasets.DatasetDict:
     """
     splits = load_source(experiment.dataset)
     for split, limit in experiment.dialogues.items():
-        splits[split] = splits[split].select(range(min(limit, len(splits[split]))))
+        splits[split] = splits[split].take(min(limit, len(splits[split])))
     return splits
 
 
@@ -45,11 +44,11 @@ def load_source(source: str) -> datasets.DatasetDict:
         return datasets.DatasetDict({split: group_references(read_rows(file), file) for split, file in files.items()})
     if source == SAMPLE_DATA or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise DataError(f"There is no folder {source!r}. Give a folder with train, validation and test, or a Hub id.")
+    reason = offline_reason()
     try:
-        with offline_if_unreachable() as reason:
-            raw = datasets.load_dataset(source)
+        raw = datasets.load_dataset(source)
     except Exception as error:
-        reason = reason or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        reason = reason or f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         raise DataError(
             f"The data set {source!r} is not in the cache and could not be loaded from the Hugging Face Hub "
             f"({reason}). Try again when it answers. Without a network, give a folder with the same files "
@@ -71,8 +70,6 @@ def read_text(path: Path) -> str:
     """A file's text in UTF-8. Raises `DataError` where it cannot be read or is in another encoding."""
     try:
         return decode(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -124,7 +121,8 @@ def group_references(rows: list[dict[str, object]], where: str | Path) -> datase
     """
     if not rows:
         raise DataError(f"{where}: no rows.")
-    first_row, grouped = {}, {}  # by id, by dialogue
+    first_row: dict[str, int] = {}  # by id
+    grouped: dict[str, dict] = {}  # by dialogue
     for number, row in enumerate(rows, 1):
         for column in ("id", "dialogue", "summary"):
             if row.get(column) is None:
@@ -159,16 +157,10 @@ def _checked(value: object, where: str | Path, number: int, column: str) -> str:
 
 
 def _dialogue_ids(row_ids: list[list[str]]) -> list[str]:
-    """One id per dialogue: `test_7` for rows `test_7_1`, `test_7_2`, ...; the first row's where that is not unique."""
-    stems = [{name.rpartition("_")[0] for name in ids} for ids in row_ids]
-    dialogues_per_stem = Counter(stem for several in stems for stem in several)
-    taken = {"", *(name for ids in row_ids for name in ids)}
-    names = []
-    for ids, several in zip(row_ids, stems, strict=True):
-        stem = next(iter(several))
-        is_unique = len(several) == 1 and dialogues_per_stem[stem] == 1 and stem not in taken
-        names.append(stem if len(ids) > 1 and is_unique else ids[0])
-    return names
+    """One id per dialogue: `test_7` for rows `test_7_1`, `test_7_2`, ...; the first rows' where two are the same."""
+    stems = [ids[0].rpartition("_")[0] if len(ids) > 1 else ids[0] for ids in row_ids]
+    is_unique = all(stems) and len(set(stems)) == len(stems)
+    return stems if is_unique else [ids[0] for ids in row_ids]
 
 
 def fingerprint(splits: Mapping[str, datasets.Dataset]) -> str:
@@ -178,26 +170,6 @@ def fingerprint(splits: Mapping[str, datasets.Dataset]) -> str:
         for row in splits[split]:
             digest.update(json.dumps([split, row["id"], row["dialogue"], row["summaries"]]).encode())
     return digest.hexdigest()[:16]
-
-
-def describe(splits: Mapping[str, datasets.Dataset], family: Family | None = None) -> pd.DataFrame:
-    """A row per split: dialogues, references, turns, mean and longest lengths in words.
-
-    With a `family` also the mean length of the encoded prompt and the fraction of dialogues cut to fit.
-    """
-    table = []
-    for split, rows in splits.items():
-        dialogues = pd.Series(list(rows["dialogue"]))
-        references = pd.Series([summary for summaries in rows["summaries"] for summary in summaries])
-        words = dialogues.str.split().str.len()
-        entry = {"split": split, "dialogues": len(dialogues), "references": len(references)}
-        entry |= {"turns": dialogues.str.count("\n").mean() + 1, "words": words.mean(), "longest": words.max()}
-        entry |= {"summary words": references.str.split().str.len().mean()}
-        if family:
-            encoded = pd.DataFrame(family.encode_all(dialogues.tolist()))
-            entry |= {"prompt tokens": encoded["length"].mean(), "truncated": encoded["truncated"].mean()}
-        table.append(entry)
-    return pd.DataFrame(table).set_index("split").round(3)
 
 
 def normalize(text: str) -> str:
@@ -214,10 +186,10 @@ def near_duplicates(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:
     table = [{"split": name, "compared with": name, "repeats": len(own) - len(set(own))} for name, own in texts.items()]
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         known = set(texts[other])
-        repeats = sum(text in known for text in texts[split])
+        row = {"split": split, "compared with": other, "repeats": sum(text in known for text in texts[split])}
         overlaps = ngram_overlap(texts[split], texts[other])
-        shares = {f"shares {percent} %": sum(value >= percent / 100 for value in overlaps) for percent in (80, 50)}
-        table.append({"split": split, "compared with": other, "repeats": repeats} | shares)
+        row |= {f"shares {percent} %": sum(part >= percent / 100 for part in overlaps) for percent in (80, 50)}
+        table.append(row)
     return pd.DataFrame(table).astype({"shares 80 %": "Int64", "shares 50 %": "Int64"})
 
 

@@ -28,28 +28,27 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 def find_corrupt_file(folder: Path) -> Path | None:
     """The first file directly in a folder that is not a whole safetensors, JSON or PyTorch file; None if all are."""
-    return next((path for path in sorted(folder.iterdir()) if path.is_file() and not _is_whole(path)), None)
+    for path in sorted(filter(Path.is_file, folder.iterdir())):
+        try:
+            _read(path)
+        except (safetensors.SafetensorError, ValueError, OSError, zipfile.BadZipFile):
+            return path
+    return None
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, "pt"):
-                return True
-        if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        if path.suffix in (".pt", ".pth"):  # zip archives with checksums; nothing in them is run
-            with zipfile.ZipFile(path) as archive:
-                return archive.testzip() is None
-    except (safetensors.SafetensorError, ValueError, OSError, zipfile.BadZipFile):
-        return False
-    return True
+def _read(path: Path) -> None:
+    if path.suffix == ".safetensors":
+        safetensors.safe_open(path, "pt").__enter__()
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    elif path.suffix in (".pt", ".pth"):  # zip archives with checksums; nothing in them is run
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise zipfile.BadZipFile
 
 
-def set_aside(path: Path, folder: Path | None = None) -> Path:
-    """Rename a file or folder to end in `.damaged`, beside it or in `folder`, replacing one set aside before."""
-    aside = (folder or path.parent) / f"{path.name}.damaged"
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    path.replace(aside)
-    return aside
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move a file or folder into `folder`, with `.damaged` behind its name, replacing one set aside before."""
+    aside = folder / f"{path.name}.damaged"
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.replace(aside)

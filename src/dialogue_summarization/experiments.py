@@ -18,10 +18,10 @@ VIRTUAL_TOKENS = 20  # that prompt and prefix tuning put before a dialogue
 
 @dataclass(frozen=True)
 class Settings:
-    """How a method is trained. A fair comparison gives each method a learning rate of its own.
+    """How a method is trained; each method has a learning rate of its own.
 
-    What is kept is the best checkpoint on validation by `select_by` ("rouge2" or "loss"); or, with `averaged_epochs`,
-    the mean of the weights at the ends of that many last epochs.
+    The best checkpoint on validation by `select_by` ("rouge2" or "loss") is kept, or with `averaged_epochs` the mean of
+    the weights at the ends of that many last epochs.
     """
 
     learning_rate: float
@@ -167,16 +167,10 @@ def method(name: str) -> Method:
 def experiment(
     name: str, *, model: str | None = None, dataset: str | None = None, limit: int | None = None
 ) -> Experiment:
-    """The experiment of that name, or one derived from it, with a name of its own so that it overwrites nothing.
+    """The experiment of that name, or one derived from it, whose name says so: it overwrites nothing.
 
-    Args:
-        name: One of `EXPERIMENTS`.
-        model: Another model: a Hub id or a folder.
-        dataset: Another data source: a Hub id or a folder.
-        limit: Only the first dialogues of each split.
-
-    Raises:
-        ConfigurationError: There is no such experiment, or the limit is not positive.
+    `model` and `dataset` are a Hub id or a folder; `limit` takes only the first dialogues of each split. Raises
+    `ConfigurationError` where there is no such experiment or the limit is not positive.
     """
     derived = _lookup("experiment", name, EXPERIMENTS)
     if model:

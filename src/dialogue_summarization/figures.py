@@ -1,9 +1,7 @@
-"""Figures of data and runs: labelled axes, readable in greyscale, the same colour and marker for a run everywhere."""
+"""Figures of runs: labelled axes, readable in greyscale, the same colour and marker for a run everywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import datasets
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -33,21 +31,6 @@ def panels(
 def colour_of(run: Run) -> str:
     """A run's colour, of its method."""
     return COLOURS.get(run.name, "#3f7f5f")
-
-
-def lengths(splits: Mapping[str, datasets.Dataset]) -> Figure:
-    """How long dialogues and references are, in words."""
-    figure, (left, right) = panels(2, width=4.8)
-    for (split, rows), style in zip(splits.items(), ("-", "--", ":"), strict=False):
-        dialogues = [len(text.split()) for text in rows["dialogue"]]
-        references = [len(text.split()) for several in rows["summaries"] for text in several]
-        for ax, counts in ((left, dialogues), (right, references)):
-            values, edges = np.histogram(counts, bins=20, density=True)
-            ax.stairs(values, edges, label=split, linestyle=style, color="#1b3a6b", linewidth=1.6)
-    left.set(xlabel="words per dialogue", ylabel="density", title="Dialogues")
-    right.set(xlabel="words per reference summary", ylabel="density", title="References")
-    right.legend(frameon=False)
-    return figure
 
 
 def loss_curves(runs: Sequence[Run]) -> Figure:

@@ -31,6 +31,7 @@ def summarize(
     """One summary per dialogue, in the order given.
 
     The model is in evaluation mode meanwhile (dropout would make summaries random) and in its former mode afterwards.
+    Raises `NotEnoughMemory` where one dialogue does not fit.
 
     Args:
         bundle: The model: base, fully fine-tuned, with an adapter, or merged.
@@ -39,9 +40,6 @@ def summarize(
         overrides: Further arguments of transformers' GenerationConfig, to sample for example.
         progress: Whether to show a bar.
         tokens: The largest batch in tokens, prompts with their padding and new tokens; the machine decides if None.
-
-    Raises:
-        NotEnoughMemory: One dialogue does not fit.
     """
     base = base_model(bundle.model)
     encoded = bundle.family.encode_all(dialogues)

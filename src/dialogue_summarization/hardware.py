@@ -50,28 +50,29 @@ def precision_and_reason() -> tuple[str, str]:
 
 def autocast() -> contextlib.AbstractContextManager:
     """Compute in `precision()`."""
-    return torch.autocast(device().type, torch.bfloat16) if precision() == "bf16" else contextlib.nullcontext()
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
 
 
 def describe() -> dict[str, str | int]:
     """The device by name, its memory in bytes, the precision and the system."""
-    current, system = device(), f"{platform.system()} {platform.machine()}"
-    memory = psutil.virtual_memory().total
-    if current.type == "cuda":
-        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(current).total_memory
-    else:
-        name = f"{'CPU' if current.type == 'cpu' else 'Apple GPU'}, {torch.get_num_threads()} threads"
+    name, memory = f"{device().type.upper()}, {torch.get_num_threads()} threads", psutil.virtual_memory().total
+    if torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory
+    system = f"{platform.system()} {platform.machine()}"
     return {"device": name, "memory_bytes": memory, "precision": precision(), "system": system}
 
 
 def free_memory() -> int:
     """Bytes that can still be allocated: on the GPU where there is one, else of the machine."""
-    return torch.cuda.mem_get_info()[0] if device().type == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def require_memory(folder: str | Path) -> None:
     """Stop before loading weights that cannot fit: raise `NotEnoughMemory`."""
-    needed, free = weight_bytes(folder), free_memory()
+    needed, free = 0, free_memory()
+    for path in Path(folder).glob("*.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if needed > free:
         raise NotEnoughMemory(
             f"The model in {folder} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
@@ -79,28 +80,11 @@ def require_memory(folder: str | Path) -> None:
         )
 
 
-def weight_bytes(folder: str | Path) -> int:
-    """Bytes of the weights in a folder's safetensors, as fp32."""
-    total = 0
-    for path in Path(folder).glob("*.safetensors"):
-        with safetensors.safe_open(path, "pt") as file:
-            total += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory where a CPU computes: by default every large block is returned and cleared anew."""
-    if sys.platform == "linux" and device().type == "cpu" and platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def synchronized_time() -> float:
-    """`time.perf_counter`, once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    if device().type == "cpu" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_MAX, 0)
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class Meter:
@@ -114,9 +98,9 @@ class Meter:
     seconds: float
     peak_bytes: int | None = None
     joules: float | None = None
+    _has_linux_peak = False
 
     def __enter__(self) -> "Meter":
-        self._has_linux_peak = False
         if device().type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
@@ -126,8 +110,7 @@ class Meter:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
                 self._has_linux_peak = True
-        self._millijoules = _gpu_millijoules()
-        self._start = time.perf_counter()
+        self._start_joules, self._start = _gpu_joules(), time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,12 +120,16 @@ class Meter:
         elif self._has_linux_peak:
             lines = Path("/proc/self/status").read_text().splitlines()
             self.peak_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-        end = _gpu_millijoules()
-        if self._millijoules is not None and end is not None:
-            self.joules = round((end - self._millijoules) / 1000, 1)
+        if self._start_joules is not None:
+            self.joules = round(_gpu_joules() - self._start_joules, 1)
+
+    def costs(self, work: str) -> dict[str, float]:
+        """What is known, as records keep it."""
+        costs = {"seconds": round(self.seconds, 2), "joules": self.joules, "memory_bytes": self.peak_bytes}
+        return {f"{work}_{name}": value for name, value in costs.items() if value is not None}
 
 
-def _gpu_millijoules() -> int | None:
+def _gpu_joules() -> float | None:
     """Since the driver was loaded; None without a GPU, permission or NVIDIA's management library."""
     if not torch.cuda.is_available():
         return None
@@ -151,8 +138,10 @@ def _gpu_millijoules() -> int | None:
 
         pynvml.nvmlInit()
         # By UUID: with CUDA_VISIBLE_DEVICES, CUDA's numbers are not the library's.
-        name = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(name))
+        handle = pynvml.nvmlDeviceGetHandleByUUID(
+            f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        )
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
     except Exception:
         return None
 
@@ -164,8 +153,7 @@ def quiet() -> Iterator[None]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         transformers.logging.set_verbosity(level)

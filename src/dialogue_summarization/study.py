@@ -38,31 +38,28 @@ def prepare(
 
     A run is done when its key matches and its weights are there. Files of an interrupted run with another key are
     removed, damaged ones set aside. `force` makes a finished run again; its record is replaced only when the new one is
-    complete. A run to be made is locked by this process until `finish`, or the process's end.
+    complete. A run to be made is locked by this process until it is finished, or the process ends.
 
     Raises:
         DataError: The data cannot be used.
         RecordError: The run's record is damaged.
         UserError: Another process is making the run.
     """
-    prepared = describe(experiment, method, seed, outputs)
-    name = f"{experiment.name}, {method.name}"
-    lock = None
-    if force or prepared.is_complete() or not prepared.finished_record():
+    prepared, name = describe(experiment, method, seed, outputs), f"{experiment.name}, {method.name}"
+    record, lock = prepared.finished_record(), None
+    if force or not record:
         lock = lock_run(prepared.tmp_dir)
-        if prepared.is_complete():  # killed between the last file and the move
-            prepared.move_into_place()
-    if not force and (record := prepared.finished_record()):  # perhaps made by another process meanwhile
+        if prepared.owns_files() and (prepared.tmp_dir / "metrics.json").exists():
+            prepared.move_into_place()  # killed just before it
+        record = prepared.finished_record()  # perhaps made by another process meanwhile
+    if record and not force:
         if lock:
             unlock(lock)
         print(f"{name}: loaded from the record of {record.date}; FORCE = True (--force) runs it again.")
         return replace(prepared, record=record)
     if not force and (prepared.folder / "metrics.json").exists():
-        date = runs.read(prepared.folder).date
-        print(
-            f"{name}: the record of {date} has other settings or no weights; it is replaced when the new run is done."
-        )
-    prepared.clear()
+        print(f"{name}: the record there has other settings or no weights; it is replaced when the new run is done.")
+    prepared.recover()
     if prepared.checkpoint:
         print(f"{name}: going on from {Path(prepared.checkpoint).name}.")
     return replace(prepared, lock=lock)
@@ -115,27 +112,21 @@ def make_trainer(
     overrides: Mapping[str, object] | None = None,
     **options: object,
 ) -> SummarizationTrainer:
-    """The trainer of a run's model, freshly loaded.
+    """The trainer of a run's model, freshly loaded, which chooses its checkpoint by `validation`.
 
-    Args:
-        prepared: The run.
-        validation: The dialogues by which its checkpoint is chosen.
-        overrides: Further arguments of `TrainingArguments`.
-        **options: Further arguments of the trainer's class.
+    `overrides` are further arguments of `TrainingArguments`, `options` of the trainer's class.
     """
+    seed, settings = prepared.config.seed, prepared.settings
     bundle = models.load_model(prepared.experiment, quantization=prepared.method.quantization)
-    transformers.set_seed(prepared.config.seed)  # what an adapter starts from, and dropout
+    transformers.set_seed(seed)  # what an adapter starts from, and dropout
     bundle = replace(bundle, model=models.apply_method(bundle.model, prepared.method))
-    arguments = training_arguments(
-        prepared.settings, prepared.checkpoints, seed=prepared.config.seed, **(overrides or {})
-    )
     return trainer_class()(
         bundle,
-        prepared.settings,
+        settings,
         prepared.generation,
         validation,
         prepared.method,
-        args=arguments,
+        args=training_arguments(settings, prepared.checkpoints, seed=seed, **(overrides or {})),
         train_dataset=encode_split(prepared.splits["train"], bundle.family),
         eval_dataset=encode_split(validation, bundle.family),
         **options,
@@ -146,46 +137,40 @@ def finish(prepared: PreparedRun) -> runs.Run:
     """Summarize the test split with the run's model as it was saved, score it once, and write the record."""
     if prepared.record:
         return prepared.record
-    quantization, device = prepared.method.quantization, hardware.device()
-    bundle = models.load_model(prepared.experiment, prepared.weights, quantization=quantization, device=device)
+    bundle = load_trained(prepared)
     with hardware.Meter() as meter:
         texts = summarize(bundle, list(prepared.splits["test"]["dialogue"]), prepared.generation)
-    return record(prepared, texts, generation_costs(prepared, bundle, meter), runs.environment())
+    return record(prepared, bundle, texts, meter, runs.environment())
 
 
-def generation_costs(prepared: PreparedRun, bundle: models.ModelBundle, meter: hardware.Meter) -> dict[str, float]:
-    """What generating the test summaries took, as records keep it; and the parameters where nothing is trained."""
-    costs = {
-        "generate_seconds": round(meter.seconds, 2),
-        "generate_joules": meter.joules,
-        "generate_memory_bytes": meter.peak_bytes,
-    }
-    costs = {name: value for name, value in costs.items() if value is not None}
-    if not prepared.method.is_trained:
-        costs |= models.count_parameters(bundle.model) | {"trainable_parameters": 0}
-    return costs
+def load_trained(prepared: PreparedRun) -> models.ModelBundle:
+    """The model of a run as it was saved, on the device."""
+    quantization = prepared.method.quantization
+    return models.load_model(prepared.experiment, prepared.weights, quantization=quantization, device=hardware.device())
 
 
 def record(
-    prepared: PreparedRun, texts: list[str], costs: Mapping[str, float], environment: dict[str, object]
+    prepared: PreparedRun,
+    bundle: models.ModelBundle,
+    texts: list[str],
+    meter: hardware.Meter,
+    environment: dict[str, object],
 ) -> runs.Run:
-    """Score the test summaries and write the run's record: whole, or not at all.
+    """Score the test summaries, one per dialogue, and write the run's record: whole, or not at all.
 
-    Args:
-        prepared: The run.
-        texts: One summary per test dialogue.
-        costs: What generating them took.
-        environment: As `runs.environment` gives it.
+    `meter` says what generating them took, `environment` is as `runs.environment` gives it.
     """
-    test, tmp_dir = prepared.splits["test"], prepared.tmp_dir
+    test, tmp_dir, method = prepared.splits["test"], prepared.tmp_dir, prepared.method
     scores = score_dialogues(texts, test["summaries"]).set_index(pd.Index(test["id"], name="id"))
     metrics = {name: round(float(value), 6) for name, value in scores.mean().items()}
-    metrics |= {"dialogues": len(test), "references": sum(map(len, test["summaries"]))} | costs
+    metrics |= {"dialogues": len(test), "references": sum(map(len, test["summaries"]))} | meter.costs("generate")
     log = pd.DataFrame()
-    if prepared.method.is_trained:  # perhaps in an earlier sitting
+    if method.is_trained:  # perhaps in an earlier sitting
         metrics |= runs.read_json(tmp_dir / "training.json")
         log = pd.read_csv(tmp_dir / "training_log.csv")
-    if prepared.method.peft:
+    else:
+        metrics |= models.count_parameters(bundle.model) | {"trainable_parameters": 0}
+    if method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in prepared.weights.glob("*.safetensors"))
     scores = scores.round(6)
     runs.write_predictions(tmp_dir / "predictions.csv", test["id"], texts)
@@ -201,8 +186,7 @@ def record(
 def load_run(run: runs.Run) -> models.ModelBundle:
     """The model of a finished run, on the device, ready to generate.
 
-    Raises:
-        ConfigurationError: Its weights are not there, as those of most committed records.
+    Raises `ConfigurationError` where its weights are not there, as those of most committed records.
     """
     if run.weights is None and run.config.settings is not None:
         raise ConfigurationError(

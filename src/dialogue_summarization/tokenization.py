@@ -45,20 +45,16 @@ class Family:
     def encode_all(self, dialogues: Sequence[str], summaries: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Dialogues, and the summaries to learn, as token ids: a row per dialogue.
 
-        Returns:
-            `input_ids` (the prompt), `labels` (the summary and the end token, where summaries are given), `length` in
-            tokens by which batches are grouped, and `truncated`: whether the dialogue lost its end to fit.
-
-        Raises:
-            ValueError: `max_prompt_tokens` leaves no room for a dialogue.
+        A row has `input_ids` (the prompt), `labels` (the summary and the end token, where summaries are given),
+        `length` in tokens by which batches are grouped, and `truncated`: whether the dialogue lost its end to fit.
+        Raises `ValueError` where `max_prompt_tokens` leaves no room for a dialogue.
         """
         rows = []
         encoded = self._token_ids([self.render(dialogue) for dialogue in dialogues])
         for dialogue, ids in zip(dialogues, encoded, strict=True):
-            truncated = len(ids) > self.max_prompt_tokens
-            if truncated:
-                ids = self._truncate(dialogue, len(ids))
-            rows.append({"input_ids": ids, "truncated": truncated, "length": len(ids)})
+            is_long = len(ids) > self.max_prompt_tokens
+            kept = self._truncate(dialogue, len(ids)) if is_long else ids
+            rows.append({"input_ids": kept, "truncated": is_long, "length": len(kept)})
         if summaries:
             self._add_labels(rows, summaries)
         return rows
@@ -81,8 +77,11 @@ class Family:
     @cached_property
     def _prompt_affixes(self) -> tuple[str, str]:
         """What stands before and behind a dialogue."""
-        before, _, after = prompt(_PLACEHOLDER, self.prompt).partition(_PLACEHOLDER)
+        before, _, after = self._wrapped_prompt(prompt(_PLACEHOLDER, self.prompt)).partition(_PLACEHOLDER)
         return before, after
+
+    def _wrapped_prompt(self, text: str) -> str:
+        return text
 
     def _token_ids(self, texts: list[str], special_tokens: bool = True) -> list[list[int]]:
         # The backend is several times as fast as the tokenizer, since it need not locate each token in the text.
@@ -101,8 +100,7 @@ class Family:
             if len(ids) <= self.max_prompt_tokens:
                 return ids
             kept -= len(ids) - self.max_prompt_tokens
-        limit = f"max_prompt_tokens = {self.max_prompt_tokens}"
-        raise ValueError(f"{limit} leaves no room for the dialogue: the words around it fill it.")
+        raise ValueError(f"max_prompt_tokens = {self.max_prompt_tokens} leaves no room for the dialogue.")
 
 
 @dataclass(frozen=True)
@@ -183,24 +181,18 @@ class DecoderOnly(Family):
             row["labels"] = [*labels, self.tokenizer.eos_token_id]
             row["length"] += len(row["labels"])
 
-    @cached_property
-    def _prompt_affixes(self) -> tuple[str, str]:
-        """What stands before and behind a dialogue: the prompt as a chat turn, without a default system prompt.
+    def _wrapped_prompt(self, text: str) -> str:
+        """The prompt as a chat turn, without a default system prompt.
 
         Some templates add a system prompt where there is none (SmolLM2: 30 tokens). So the turn is rendered behind a
         system message of our own, which is then cut off.
         """
-        text = prompt(_PLACEHOLDER, self.prompt)
-        if self.tokenizer.chat_template:
-            system = [{"role": "system", "content": "-"}]
-            user = [{"role": "user", "content": text}]
-            head = self.tokenizer.apply_chat_template(system, tokenize=False)
-            text = self.tokenizer.apply_chat_template(system + user, tokenize=False, add_generation_prompt=True)
-            text = text.removeprefix(head)
-        else:
-            text = text.rstrip()  # the summary begins with the space
-        before, _, after = text.partition(_PLACEHOLDER)
-        return before, after
+        if not self.tokenizer.chat_template:
+            return text.rstrip()  # the summary begins with the space
+        system, user = [{"role": "system", "content": "-"}], [{"role": "user", "content": text}]
+        head = self.tokenizer.apply_chat_template(system, tokenize=False)
+        chat = self.tokenizer.apply_chat_template(system + user, tokenize=False, add_generation_prompt=True)
+        return chat.removeprefix(head)
 
 
 def family_of(
@@ -208,11 +200,7 @@ def family_of(
 ) -> Family:
     """The family of a model, from its configuration. Prompts are no longer than the model takes.
 
-    Args:
-        config: The model's configuration.
-        tokenizer: Its tokenizer.
-        max_prompt_tokens: The experiment's limit.
-        template: The prompt with `{dialogue}` in it.
+    `max_prompt_tokens` is the experiment's limit, `template` its prompt with `{dialogue}` in it.
     """
     limit = getattr(config, "n_positions", max_prompt_tokens)  # T5: what it was pre-trained on
     if hasattr(config, "max_position_embeddings"):

@@ -134,8 +134,8 @@ class SummarizationTrainer(Trainer):
         self._start: float | None = None
         # Trainer weights each evaluation batch's loss by its examples. Divided by examples x (tokens per example of the
         # whole set), the weighted mean is sum(loss) / sum(tokens).
-        tokens = sum(map(len, self.eval_dataset["labels"])) if self.eval_dataset else 0
-        self._eval_tokens_per_example = tokens / len(self.eval_dataset) if self.eval_dataset else 1.0
+        counts = [len(labels) for labels in self.eval_dataset["labels"]] if self.eval_dataset else [1]
+        self._eval_tokens_per_example = sum(counts) / len(counts)
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
         folder, count = Path(self.args.output_dir), settings.averaged_epochs
@@ -146,35 +146,27 @@ class SummarizationTrainer(Trainer):
             self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Trainer's; leaves `train_seconds`, `peak_memory` and `joules`.
-
-        Raises:
-            TrainingDiverged: The loss is not finite.
-            ModelError: The checkpoint's pickles hold more than tensors and numbers.
-        """
+        """Trainer's; leaves `train_seconds`, `peak_memory` and `joules`. Raises `TrainingDiverged` and `ModelError`."""
         self._start = None
         try:
             with hardware.Meter() as meter:
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        except pickle.UnpicklingError as error:
-            raise ModelError(
-                f"{resume_from_checkpoint} holds an object in place of the state of an optimizer or scheduler. It was "
-                f"not read, since that could run its code. Remove the folder, and the same command goes on."
-            ) from error
+        except pickle.UnpicklingError as error:  # an object in place of a state could run its code
+            raise ModelError(f"{resume_from_checkpoint} is not read: {error}. Remove the folder and go on.") from error
         self.peak_memory = meter.peak_bytes
         self.joules = None if resume_from_checkpoint else meter.joules  # earlier sittings were not measured
         if self.epoch_mean:
             self.epoch_mean.load_into(self.model)
             self.evaluate()
-        self.train_seconds = self._training_seconds()
+        self.train_seconds = self._seconds_so_far()
         return output
 
     def costs(self) -> dict[str, float]:
         """What the training took, as records keep it."""
         rate = self.num_train_examples * self.state.epoch / self.train_seconds
         costs = {"train_seconds": round(self.train_seconds, 2), "train_samples_per_second": round(rate, 3)}
-        costs |= {"peak_memory_bytes": self.peak_memory, "train_joules": self.joules}
-        return {name: value for name, value in costs.items() if value is not None} | count_parameters(self.model)
+        costs |= {"peak_memory_bytes": self.peak_memory, "train_joules": self.joules} | count_parameters(self.model)
+        return {name: value for name, value in costs.items() if value is not None}
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's, or the method's own (LoRA+)."""
@@ -190,7 +182,7 @@ class SummarizationTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trainer's; the first one starts the clock."""
         if self._start is None:
-            self._start_clock()
+            self._start = time.perf_counter() - self._seconds_so_far()
         return super().training_step(*args, **kwargs)
 
     def _token_loss(
@@ -232,17 +224,13 @@ class SummarizationTrainer(Trainer):
                     f"Lower the learning rate ({self.settings.learning_rate:g}) or raise the warm-up "
                     f"({self.settings.warmup:g}). Checkpoints so far are in {self.args.output_dir}."
                 )
-        seconds = self._training_seconds() if self._start is not None else 0.0
-        super().log({**logs, "seconds": round(seconds, 2)}, start_time)
+        super().log({**logs, "seconds": round(self._seconds_so_far(), 2)}, start_time)
 
-    def _training_seconds(self) -> float:
-        if self._start is None:  # resumed where there was nothing left to train
-            self._start_clock()
-        return time.perf_counter() - self._start
-
-    def _start_clock(self) -> None:
-        earlier_sittings = [entry["seconds"] for entry in self.state.log_history if "seconds" in entry]
-        self._start = time.perf_counter() - (earlier_sittings[-1] if earlier_sittings else 0.0)
+    def _seconds_so_far(self) -> float:
+        """Of pure training, over all sittings."""
+        if self._start is not None:
+            return time.perf_counter() - self._start
+        return next((entry["seconds"] for entry in reversed(self.state.log_history) if "seconds" in entry), 0.0)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # A checkpoint holds tied weights once, of which T5's embeddings have three names.

@@ -87,13 +87,13 @@ def _measure_steps(bundle: models.ModelBundle, point: CostPoint, steps: int, war
     with hardware.Meter() as meter:
         for number in range(warm_up + steps):
             if number == warm_up:
-                start = hardware.synchronized_time()
+                start = short_training.synchronized_time()
             optimizer.zero_grad()
             with hardware.autocast():
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()
-        seconds = (hardware.synchronized_time() - start) / steps
+        seconds = (short_training.synchronized_time() - start) / steps
     row = {"step_seconds": round(seconds, 4), "samples_per_second": round(point.batch_size / seconds, 2)}
     # Of a process on the CPU, earlier points' memory would be a part.
     return row | ({"peak_memory_bytes": meter.peak_bytes} if device.type == "cuda" else {})

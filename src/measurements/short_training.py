@@ -4,6 +4,7 @@ FLAN-T5's shapes have random weights, which train as fast as trained ones. Their
 whose texts have about as many tokens, stands in, with its ids folded into T5's smaller vocabulary.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,13 @@ T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{sm
     "t5-xl": (2048, 5120, 24, 32),
 }
 TRAIN_ONLY = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+
+
+def synchronized_time() -> float:
+    """`time.perf_counter`, once the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def train(

@@ -108,9 +108,9 @@ def _exchange_milliseconds(parameters: int, rounds: int = 20) -> float:
     gradients = torch.zeros(parameters, device=hardware.device())
     for number in range(3 + rounds):
         if number == 3:
-            start = hardware.synchronized_time()
+            start = short_training.synchronized_time()
         torch.distributed.all_reduce(gradients)
-    return round(1000 * (hardware.synchronized_time() - start) / rounds, 3)
+    return round(1000 * (short_training.synchronized_time() - start) / rounds, 3)
 
 
 def measure_generation(record: dict[str, object], splits: datasets.DatasetDict, options: object = None) -> None:

@@ -7,13 +7,10 @@ from dataclasses import replace
 import datasets
 import pandas as pd
 import pytest
-import tokenizers
-import transformers
 from helpers import SHARED, tiny_experiment, tiny_rows, write_jsonl
 
 from dialogue_summarization import data, experiments
 from dialogue_summarization.errors import ConfigurationError, DataError
-from dialogue_summarization.tokenization import EncoderDecoder
 
 HEADER = "id,dialogue,summary\n"
 GOOD = '{"id": "a", "dialogue": "Hi.", "summary": "They met."}\n'
@@ -151,20 +148,6 @@ def test_limits_keep_the_first_dialogues_and_unknown_names_are_errors(tiny_data)
         experiments.experiment("slowstart")
     with pytest.raises(ConfigurationError, match="not 0"):
         experiments.experiment("quickstart", limit=0)
-
-
-def test_describe_by_hand():
-    rows = [
-        {"id": "a", "dialogue": "A: one two\nB: three\nA: four", "summary": ["They count.", "A and B count up."]},
-        {"id": "b", "dialogue": " ".join(["A:"] + ["word"] * 13), "summary": "A talks."},
-    ]
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()  # a token a word: 5 words around a dialogue
-    family = EncoderDecoder(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?"), 16)
-    assert data.describe({"test": data.group_references(rows, "rows")}, family).loc["test"].to_dict() == {
-        "dialogues": 2, "references": 3, "turns": 2, "words": 10.5, "longest": 14,  # 7 and 14 words, 3 turns and 1
-        "summary words": (2 + 5 + 2) / 3, "prompt tokens": (7 + 5 + 16) / 2, "truncated": 0.5,  # 16 of 14 + 5
-    }  # fmt: skip
 
 
 def test_ngram_overlap_by_hand():

@@ -172,6 +172,6 @@ def test_odd_dialogues_go_through_a_whole_run(tiny_models, tmp_path, capsys):
         (tmp_path / "dialogue.txt").write_bytes(content)
         assert cli.main(["summarize", str(run.folder), str(tmp_path / "dialogue.txt")]) == 1
         assert said in capsys.readouterr().err
-    for file, said in ((tmp_path / "nothing.txt", "no file"), (tmp_path, "cannot be read")):
+    for file, said in ((tmp_path / "nothing.txt", "No such file"), (tmp_path, "cannot be read")):
         assert cli.main(["summarize", str(run.folder), str(file)]) == 1
         assert said in capsys.readouterr().err

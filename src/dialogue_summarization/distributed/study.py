@@ -6,7 +6,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from .. import data, hardware, models, runs, study
+from .. import data, hardware, runs, study
 from ..experiments import Experiment, Method
 from ..generation import summarize
 from .processes import all_reduce, split_between_processes
@@ -39,8 +39,7 @@ def _train(prepared: study.PreparedRun) -> None:
 
 
 def _finish(prepared: study.PreparedRun) -> None:
-    quantization, device = prepared.method.quantization, hardware.device()
-    bundle = models.load_model(prepared.experiment, prepared.weights, quantization=quantization, device=device)
+    bundle = study.load_trained(prepared)
     with hardware.Meter() as meter:
         generate = partial(summarize, bundle, generation=prepared.generation)
         texts = split_between_processes(generate, list(prepared.splits["test"]["dialogue"]))
@@ -48,5 +47,5 @@ def _finish(prepared: study.PreparedRun) -> None:
     if PartialState().is_main_process:
         environment, size = runs.environment(), PartialState().num_processes
         environment |= {"device": f"{size} x {environment['device']}", "processes": size}
-        study.record(prepared, texts, study.generation_costs(prepared, bundle, meter), environment)
+        study.record(prepared, bundle, texts, meter, environment)
     PartialState().wait_for_everyone()

@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures import MARKERS, colour_of, panels
-from ..report import COST_COLUMNS, HEADINGS, cost_measures, display_name
+from ..report import HEADINGS, display_name
 from ..runs import Run
+from .costs import COST_COLUMNS, cost_measures
 from .systems import System
 
 STYLES = {"human": ("*", "black"), "published": ("P", "#6f6f6f"), "baseline": ("x", "#9a9a9a")}  # marker, colour

@@ -156,7 +156,7 @@ def train(trial: Trial, prepared: PreparedRun, compiled: bool) -> dict[str, obje
     row: dict[str, object] = {"key": prepared.config.key, "method": trial.method.name, **trial.lora_columns}
     row |= {"learning_rate": trial.learning_rate, "share": trial.train_fraction, "seed": trial.seed}
     row |= {f"{split}_dialogues": len(prepared.splits[split]) for split in ("train", "validation")}
-    prepared.clear()
+    prepared.recover()
     options = {"compiled": compiled} if torch.cuda.is_available() else {}
     trainer = study.make_trainer(prepared, prepared.splits["validation"], TRAIN_ONLY, **options)
     try:
