@@ -1,7 +1,7 @@
 """Measure on this machine, or make anew what the records say: `python -m measurements NAME ...`.
 
 On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
-Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, and `withhold FOLDER DATASET TARGET`.
+Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`, and `withhold FOLDER DATASET TARGET`.
 """
 
 import argparse
@@ -19,7 +19,17 @@ from accelerate.utils.memory import clear_device_cache
 from dialogue_summarization import data, disk, errors, experiments, hardware, runs
 from dialogue_summarization.distributed import processes
 
-from . import card_limits, cost_curves, documents, overfit_test, short_training, tables, throughput, withhold
+from . import (
+    card_limits,
+    cost_curves,
+    documents,
+    overfit_test,
+    sample_data,
+    short_training,
+    tables,
+    throughput,
+    withhold,
+)
 from .sweep import run as sweep
 from .sweep.trials import SPACES
 
@@ -40,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
             documents.write()
         elif command == "withhold":
             withhold.withhold_folder(*rest)
+        elif command == "sample-data":
+            sample_data.write(data.ROOT / "data", options.dataset)
         elif command == "sweep":
             return sweep.main(rest, options.dataset, options.outputs, options.share, not options.plain)
         else:

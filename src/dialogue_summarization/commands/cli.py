@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import UserError
-from ..experiments import EXPERIMENTS, METHODS, STUDY_RUNS
+from ..experiments import EXPERIMENTS, METHODS
 from ..methods.table import FURTHER_METHODS
 
 DESCRIPTION = """\
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     for experiment in EXPERIMENTS.values():
         option = add(experiment.name, experiment.title)
         runs = f"which runs, of: {', '.join([*METHODS, *FURTHER_METHODS])} (default: %(default)s)"
-        option("--runs", default=",".join(STUDY_RUNS), metavar="RUN,RUN", help=runs)
+        option("--runs", default=",".join(experiment.runs), metavar="RUN,RUN", help=runs)
         option("--model", metavar="SOURCE", help="another: a name that `study models` lists, a Hub id, or a folder")
         sources = "other data: a Hub id, or a folder with train, validation and test as .csv or .jsonl"
         option("--dataset", metavar="SOURCE", help=sources)
