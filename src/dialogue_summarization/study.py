@@ -128,7 +128,7 @@ def make_trainer(
         prepared.method,
         args=training_arguments(settings, prepared.checkpoints, seed=seed, **(overrides or {})),
         train_dataset=encode_split(prepared.splits["train"], bundle.family),
-        eval_dataset=encode_split(validation, bundle.family),
+        eval_dataset=encode_split(validation, bundle.family, references=1),
         **options,
     )
 

@@ -26,9 +26,12 @@ from .rouge import score_dialogues
 from .tokenization import IGNORE_INDEX, Family
 
 
-def encode_split(rows: datasets.Dataset, family: Family) -> datasets.Dataset:
-    """A split as Trainer takes it: a row per pair of dialogue and reference, with `input_ids`, `labels`, `length`."""
-    pairs = [(row["dialogue"], summary) for row in rows for summary in row["summaries"]]
+def encode_split(rows: datasets.Dataset, family: Family, references: int | None = None) -> datasets.Dataset:
+    """A split as Trainer takes it: a row per pair of dialogue and reference, with `input_ids`, `labels`, `length`.
+
+    `references` takes only the first ones of each dialogue; one is enough for a validation loss.
+    """
+    pairs = [(row["dialogue"], summary) for row in rows for summary in row["summaries"][:references]]
     return datasets.Dataset.from_list(family.encode_all(*zip(*pairs, strict=True)))
 
 
@@ -55,6 +58,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
         "use_cpu": hardware.device().type == "cpu",
         "bf16": hardware.precision() == "bf16",
         "eval_strategy": "epoch",
+        "eval_on_start": settings.select_by == "loss",  # the loss before training, to compare with
         "save_strategy": "epoch" if settings.epochs > 1 else "no",  # of one epoch there is nothing to choose
         "save_total_limit": 1,  # the best checkpoint and the last
         "load_best_model_at_end": settings.epochs > 1 and not settings.averaged_epochs,

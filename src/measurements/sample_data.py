@@ -54,7 +54,7 @@ def write(folder: Path, dialogsum: str) -> None:
 
 
 def measures(rows: datasets.Dataset, common: pd.Index) -> dict[str, tuple[str, str]]:
-    """Each measure of a split with its target: length and wording of dialogues, form of summaries, ROUGE of baselines."""
+    """Each measure of a split with its target: dialogues' length and wording, summaries' form, ROUGE of baselines."""
     dialogues, summaries = pd.Series(rows["dialogue"]), pd.Series(rows["summaries"]).explode()
     turns = _spoken(dialogues).str.split("\n").explode()
     lengths, questions = turns.str.count(WORD), turns.str.contains("?", regex=False)
