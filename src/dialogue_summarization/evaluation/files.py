@@ -1,5 +1,10 @@
-"""Summaries in a file, by whatever wrote them: checked against the dialogues, and scored as a system."""
+"""Summaries in a file, by whatever wrote them: checked against the dialogues, and scored as a system.
 
+`published_scores.csv` holds systems of others on DialogSum: where their predictions come from, and what they scored.
+"""
+
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +15,8 @@ from ..data import read_rows
 from ..errors import DataError
 from ..rouge import score_pairs
 from .systems import System, from_pairs
+
+DIALOGSUM_TEST = "1d9b7820906c345b"  # hash of the test split that the published systems summarized
 
 
 def of_file(
@@ -47,11 +54,12 @@ def load_predictions(
             reference. The message counts and names them.
     """
     rows = read_rows(path)
-    if not rows or column not in rows[0]:
-        there = ", ".join(rows[0]) if rows else "no rows"
+    columns = list(rows[0]) if rows else []
+    if column not in columns:
+        there = ", ".join(columns) or "no rows"
         raise DataError(f"{path}: there is no column {column!r} (there are: {there}). Name it with --column.")
     texts = pd.Series([str(row[column] or "").strip() for row in rows], dtype=object)
-    if "id" in rows[0]:
+    if "id" in columns:
         texts.index = [str(row["id"]) for row in rows]
         expected, references = list(split["id"]), list(split["summaries"])
     else:
@@ -74,3 +82,21 @@ def load_predictions(
 def _count(ids: list[str]) -> str:
     shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
     return f"{len(ids)} {'id' if len(ids) == 1 else 'ids'} ({shown})"
+
+
+def published_scores(test: datasets.Dataset) -> pd.DataFrame:
+    """The committed table of published systems, a row each; empty where these are not the dialogues they summarized."""
+    content = json.dumps([list(test["id"]), list(test["dialogue"]), list(test["summaries"])])
+    table = pd.read_csv(Path(__file__).with_name("published_scores.csv"), encoding="utf-8").set_index("system")
+    return table if hashlib.sha256(content.encode()).hexdigest()[:16] == DIALOGSUM_TEST else table[:0]
+
+
+def published(test: datasets.Dataset, folder: str | Path) -> list[System]:
+    """The published systems whose predictions are in a folder, scored on the test split. Raises `DataError`."""
+    systems = []
+    for row in published_scores(test).itertuples():
+        path = Path(folder) / row.file
+        if path.exists():
+            system, _ = of_file(row.Index, path, row.column, test)
+            systems.append(replace(system, kind="published"))
+    return systems

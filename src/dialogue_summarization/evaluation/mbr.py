@@ -20,12 +20,11 @@ from .. import data, runs, study
 from ..errors import DataError
 from ..experiments import Generation
 from ..generation import summarize
-from ..intervals import mean_with_interval
 from ..models import ModelBundle
 from ..report import predictions
-from ..rouge import TYPES, score_dialogues, scorer
+from ..rouge import TYPES, score_pairs, scorer
 from .statistics import compare
-from .systems import to_columns
+from .systems import from_pairs, to_columns
 
 MEAN_OF = ("rouge1", "rouge2", "rougeL")  # what the utility is the mean of
 # Tokens less likely than epsilon are never drawn (Hewitt et al. 2022, arXiv 2210.15191), which Freitag et al. (2023,
@@ -88,23 +87,35 @@ def decode(
     Raises:
         ConfigurationError: The run's weights are not there.
     """
-    bundle, dialogues, generation = study.load_run(run), list(rows["dialogue"]), run.experiment.generation
+    bundle, dialogues, references = study.load_run(run), list(rows["dialogue"]), list(rows["summaries"])
+    generation = run.experiment.generation
     start = time.perf_counter()
     drawn = sample(bundle, dialogues, generation, overrides, samples, seed)
     sampled = time.perf_counter()
     selected = [select(texts) for texts in drawn]
     end = time.perf_counter()
-    own = predictions(run, rows) if split == "test" else summarize(bundle, dialogues, generation)
-    scores, own_scores = (score_dialogues(texts, list(rows["summaries"])) for texts in (selected, own))
-    settings = {**SAMPLING, **overrides}
-    record = {"key": run.config.key, "split": split, "dialogues": len(rows), "samples": samples}
-    record |= {"temperature": settings["temperature"], "epsilon": settings["epsilon_cutoff"], "seed": seed}
-    record |= {"agreement": f"mean F1 of {', '.join(MEAN_OF)}", "own": {}, "over_own": {}}
-    record["distinct_samples"] = round(float(np.mean([len(set(texts)) for texts in drawn])), 2)
+    own_texts = predictions(run, rows) if split == "test" else summarize(bundle, dialogues, generation)
+    chosen, own = (from_pairs(run.name, "run", [score_pairs(texts, references)]) for texts in (selected, own_texts))
+    over_own = {}
     for name in TYPES:
-        record |= to_columns(name, *mean_with_interval(scores[name]))
-        record["own"] |= to_columns(name, *mean_with_interval(own_scores[name]))
-        gap = compare(scores[name], own_scores[name])
-        record["over_own"] |= to_columns(name, gap.mean, (gap.low, gap.high))
-    record |= {"sample_seconds": round(sampled - start, 2), "choose_seconds": round(end - sampled, 2)}
-    return selected, record | runs.environment()
+        gap = compare(chosen.scores(name), own.scores(name))
+        over_own |= to_columns(name, gap.mean, (gap.low, gap.high))
+    settings = {**SAMPLING, **overrides}
+    record = {
+        "key": run.config.key,
+        "split": split,
+        "dialogues": len(rows),
+        "samples": samples,
+        "temperature": settings["temperature"],
+        "epsilon": settings["epsilon_cutoff"],
+        "seed": seed,
+        "agreement": f"mean F1 of {', '.join(MEAN_OF)}",
+        "own": own.columns(),
+        "over_own": over_own,
+        "distinct_samples": round(float(np.mean([len(set(texts)) for texts in drawn])), 2),
+        **chosen.columns(),
+        "sample_seconds": round(sampled - start, 2),
+        "choose_seconds": round(end - sampled, 2),
+        **runs.environment(),
+    }
+    return selected, record

@@ -39,7 +39,7 @@ def table(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
     for run in runs:
         config = run.config
         row = {"run": run.name, "seed": config.seed, "model": Path(config.model).name}
-        row |= of_runs([run], test)[0].columns(*TYPES)
+        row |= of_runs([run], test)[0].columns()
         row |= {name: value for name, value in run.metrics.items() if name not in TYPES}
         row |= {"data_hash": config.data_fingerprint, "model_hash": config.model_fingerprint, "key": config.key}
         row |= {name: run.environment.get(name, "") for name in ("date", "device", *VERSIONS)}

@@ -71,13 +71,11 @@ def permutation_test(gaps: ArrayLike, *, resamples: int = RESAMPLES, seed: int =
 def tost(mean: float, error: float, dialogues: int, margin: float = MARGIN) -> float:
     """The p-value of two one-sided t-tests: that the true difference is `margin` or more, on either side.
 
-    Below 0.05 the two are equivalent within the margin, which is the case where the 90 % interval lies inside it.
     `error` is the standard error of the observed mean.
     """
     if error == 0:
         return 0.0 if abs(mean) < margin else 1.0
-    student = stats.t(max(dialogues - 1, 1))
-    return float(max(student.sf((mean + margin) / error), student.cdf((mean - margin) / error)))
+    return float(stats.t(max(dialogues - 1, 1)).sf((margin - abs(mean)) / error))
 
 
 def minimum_detectable_effect(error: float, power: float = 0.8) -> float:

@@ -1,29 +1,23 @@
 """What is compared: our runs, baselines without a model, the humans who wrote the references, systems of others.
 
-All are scored in one way on the same test dialogues, and stay apart by their kind. `published_scores.csv` holds systems
-of others on DialogSum: where their predictions come from, and what these scored here.
+All are scored in one way on the same test dialogues, and stay apart by their kind. Systems of others are in `files`.
 """
 
-import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError
 from ..intervals import interval
 from ..report import display_name, predictions, with_interval
 from ..rouge import TYPES, score_pairs
 from ..runs import Run
 
 KINDS = ("human", "published", "run", "file", "baseline")
-DIALOGSUM_TEST = "1d9b7820906c345b"  # hash of the test split that the published systems summarized
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +41,10 @@ class System:
     def interval(self, measure: str) -> tuple[float, float]:
         return interval(self.scores(measure))
 
-    def columns(self, *measures: str) -> dict[str, float]:
-        """Scores and intervals as numbers for files, as `to_columns` names them."""
+    def columns(self) -> dict[str, float]:
+        """All scores and intervals as numbers for files, as `to_columns` names them."""
         columns = {}
-        for name in measures:
+        for name in TYPES:
             columns |= to_columns(name, self.score(name), self.interval(name))
         return columns
 
@@ -69,22 +63,21 @@ def from_pairs(name: str, kind: str, tables: Sequence[pd.DataFrame], runs: Seque
     """A system from its scores against each reference, one table of `rouge.score_pairs` per seed."""
     grouped = [table.groupby(level="dialogue") for table in tables]
     mean, best = (np.stack([group.agg(how) for group in grouped]) for how in ("mean", "max"))
-    left_out = [leave_one_out_best(table) for table in tables]
-    complete = all(len(scores) == mean.shape[1] for scores in left_out)
-    return System(name, kind, mean, best, np.stack(left_out) if complete else None, tuple(runs))
+    best_of_others = np.stack([leave_one_out_best(table) for table in tables])
+    return System(name, kind, mean, best, None if np.isnan(best_of_others).any() else best_of_others, tuple(runs))
 
 
 def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per dialogue: the best reference among all but one, the mean over which one is left out.
 
-    So a system, which has k references, is put on a level with a human, who is one of the k and has k - 1. `scores` are
-    those of `score_pairs`; dialogues with one reference are left out.
+    So a system, which has k references, is put on a level with a human, who is one of the k and has k - 1. Without the
+    best reference the second is best, without any other the best is. `scores` are those of `score_pairs`; NaN where a
+    dialogue has one reference.
     """
-    best = []
-    for reference, left_out in scores.groupby(level="reference"):
-        others = scores.drop(index=reference, level="reference").groupby(level="dialogue").max()
-        best.append(others.reindex(left_out.index.droplevel("reference")).dropna())
-    return pd.concat(best).groupby(level="dialogue").mean()
+    grouped = scores.groupby(level="dialogue")
+    best = grouped.max()
+    second = scores[grouped.rank(method="first", ascending=False) > 1].groupby(level="dialogue").max()
+    return best - (best - second).div(grouped.size(), axis=0)
 
 
 def of_runs(runs: Sequence[Run], test: datasets.Dataset) -> list[System]:
@@ -109,10 +102,10 @@ def longest(dialogue: str) -> str:
     return max(dialogue.splitlines(), key=len)
 
 
-def random_turns(dialogue: str, turns: int = 2, seed: int = 0) -> str:
-    """Turns drawn without replacement, in their order; the same for the same dialogue and seed."""
+def random_turns(dialogue: str) -> str:
+    """Two turns drawn without replacement, in their order; the same for the same dialogue."""
     lines = dialogue.splitlines()
-    drawn = random.Random(f"{seed} {dialogue}").sample(range(len(lines)), min(turns, len(lines)))
+    drawn = random.Random(f"0 {dialogue}").sample(range(len(lines)), min(2, len(lines)))
     return " ".join(lines[place] for place in sorted(drawn))
 
 
@@ -141,25 +134,3 @@ def human_baseline(test: datasets.Dataset) -> System | None:
     dialogues = [dialogue for dialogue, _ in humans]
     mean, best = (scores.groupby(dialogues).mean().to_numpy()[None] for scores in (each.mean(), each.max()))
     return System("humans, each against the others", "human", mean, None, best)
-
-
-def published_scores(test: datasets.Dataset) -> pd.DataFrame:
-    """The committed table of published systems, a row each; empty where these are not the dialogues they summarized."""
-    content = json.dumps([list(test["id"]), list(test["dialogue"]), list(test["summaries"])])
-    table = pd.read_csv(Path(__file__).with_name("published_scores.csv"), encoding="utf-8").set_index("system")
-    return table if hashlib.sha256(content.encode()).hexdigest()[:16] == DIALOGSUM_TEST else table[:0]
-
-
-def published(test: datasets.Dataset, folder: str | Path) -> list[System]:
-    """The published systems whose predictions are in a folder, scored on the test split. Raises `DataError`."""
-    systems = []
-    for name, row in published_scores(test).iterrows():
-        path = Path(folder) / row["file"]
-        if path.exists():
-            texts = pd.read_csv(path, keep_default_na=False)[row["column"]].tolist()
-            if len(texts) == 3 * len(test):  # a row per reference, the same for all of a dialogue
-                texts = texts[::3]
-            if len(texts) != len(test):
-                raise DataError(f"{path} does not have a summary of each of the {len(test)} test dialogues.")
-            systems.append(from_pairs(name, "published", [score_pairs(texts, list(test["summaries"]))]))
-    return systems

@@ -13,12 +13,11 @@ import datasets
 import numpy as np
 import pandas as pd
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 
 from ..intervals import mean_with_interval, resample_counts
 from ..report import display_name, predictions, with_interval
 from ..runs import Run
-
-CORPUS = {"chrF": CHRF, "BLEU": BLEU}
 
 
 def words(text: str) -> list[str]:
@@ -28,7 +27,7 @@ def words(text: str) -> list[str]:
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """All n neighbouring tokens, in order."""
-    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+    return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def novelty(summary: Sequence[str], dialogue: Sequence[str], n: int) -> float:
@@ -59,10 +58,16 @@ def per_dialogue(
     for text, dialogue, several in zip(summaries, dialogues, references, strict=True):
         summary, source = words(text), words(dialogue)
         expected = np.mean([len(words(reference)) for reference in several])
-        row = {"words": len(summary), "length ratio": len(summary) / expected if expected else np.nan}
-        row["compression"] = len(source) / len(summary) if summary else np.nan
-        row |= {f"new {n}-grams": novelty(summary, source, n) for n in (1, 2)}
-        rows.append(row | {"repetition": repetition(summary)})
+        rows.append(
+            {
+                "words": len(summary),
+                "length ratio": len(summary) / expected if expected else np.nan,
+                "compression": len(source) / len(summary) if summary else np.nan,
+                "new 1-grams": novelty(summary, source, 1),
+                "new 2-grams": novelty(summary, source, 2),
+                "repetition": repetition(summary),
+            }
+        )
     return pd.DataFrame(rows, dtype=float)
 
 
@@ -71,10 +76,9 @@ def corpus(
 ) -> dict[str, tuple[float, tuple[float, float]]]:
     """The chrF and BLEU of all summaries together (0 to 100), with 95 % intervals: the bootstrap of `intervals`."""
     scores = {}
-    for name, kind in CORPUS.items():
-        metric = kind()
+    for name, metric in _metrics(references).items():
         # sacrebleu's own bootstrap has other draws, and fails where every resample scores 0 (empty summaries).
-        counts = np.array(metric._extract_corpus_statistics(summaries, _streams(references)))
+        counts = np.array(metric._extract_corpus_statistics(summaries, None))
         sums = [counts.sum(axis=0)[None], *(drawn @ counts for drawn in resample_counts(len(counts), resamples, 0))]
         whole, *resampled = (float(metric._compute_score_from_stats(list(row)).score) for row in np.concatenate(sums))
         low, high = np.percentile(resampled, [2.5, 97.5])
@@ -82,17 +86,14 @@ def corpus(
     return scores
 
 
-def signature(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+def signature(references: Sequence[Sequence[str]]) -> str:
     """How chrF and BLEU were computed, as sacrebleu says it."""
-    metrics = {name: kind() for name, kind in CORPUS.items()}
-    for metric in metrics.values():
-        metric.corpus_score(summaries, _streams(references))
-    return "; ".join(f"{name} {metric.get_signature()}" for name, metric in metrics.items())
+    return "; ".join(f"{name} {metric.get_signature()}" for name, metric in _metrics(references).items())
 
 
-def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """All first references, all second ones ..., None where a dialogue has fewer."""
-    return [list(stream) for stream in itertools.zip_longest(*references)]
+def _metrics(references: Sequence[Sequence[str]]) -> dict[str, Metric]:
+    streams = list(itertools.zip_longest(*references))  # all first references, all second ones ...
+    return {"chrF": CHRF(references=streams), "BLEU": BLEU(references=streams)}
 
 
 def describe(
@@ -105,10 +106,11 @@ def describe(
 
 def text_table(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
     """A row per run: chrF, BLEU and the other text measures with their intervals."""
-    specs, rows = {"chrF": ".1f", "BLEU": ".1f", "words": ".1f"}, {}
+    rows = {}
     for run in runs:
         measures = describe(predictions(run, test), list(test["dialogue"]), list(test["summaries"]))
         rows[display_name(run)] = {
-            name: with_interval(value, bounds, specs.get(name, ".2f")) for name, (value, bounds) in measures.items()
+            name: with_interval(*estimate, ".1f" if name in ("chrF", "BLEU", "words") else ".2f")
+            for name, estimate in measures.items()
         }
     return pd.DataFrame(rows).T.rename_axis("run")
