@@ -11,8 +11,7 @@ import pandas as pd
 from .. import data, report
 from ..errors import ConfigurationError
 from ..evaluation import comparison, text_metrics
-from ..evaluation.files import of_file
-from ..evaluation.systems import System, of_runs, to_columns
+from ..evaluation.systems import System, of_file, of_runs, to_columns
 from ..rouge import TYPES
 from .trained import find_runs
 

@@ -6,11 +6,11 @@ another dialogue. It needs nothing but the model, and sees what it knows beyond 
 
 import re
 from collections.abc import Sequence
+from functools import cache, partial
 
-import datasets
-import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
 from ..hardware import autocast
@@ -18,25 +18,25 @@ from ..intervals import interval
 from ..models import ModelBundle
 from ..report import display_name, with_interval
 from ..runs import Run
-from ..tokenization import IGNORE_INDEX
 
 OTHER = "of another dialogue"
+# In order, without one and two, which are mostly no numbers of the dialogue: "one of them", "two people discuss".
+NUMBERS = (
+    "three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
+    "nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+)
 
 
-def run_test(bundle: ModelBundle, test: datasets.Dataset) -> pd.DataFrame:
+def run_test(bundle: ModelBundle, test: Dataset) -> pd.DataFrame:
     """A row per pair of summaries, as `likelihood.csv` keeps it: `id, kind, reference, wrong`.
 
-    The last two are mean log-likelihoods per token (nats). Of a longer summary the sum is lower whatever it says.
+    The last two are each text's `log_likelihood`.
     """
-    compared, ids, dialogues = pairs(test), list(test["id"]), list(test["dialogue"])
-    summaries = list(dict.fromkeys((place, text) for place, _, *both in compared for text in both))  # each once
-    scores = log_likelihoods(bundle, [dialogues[place] for place, _ in summaries], [text for _, text in summaries])
-    score_of = dict(zip(summaries, scores.round(4), strict=True))
-    rows = [
-        (ids[place], kind, score_of[place, reference], score_of[place, wrong])
-        for place, kind, reference, wrong in compared
-    ]
-    return pd.DataFrame(rows, columns=["id", "kind", "reference", "wrong"])
+    found = pairs(test)
+    score = cache(partial(log_likelihood, bundle))  # a reference is in several pairs
+    for name in ("reference", "wrong"):
+        found[name] = [round(score(*both), 4) for both in zip(found["dialogue"], found[name], strict=True)]
+    return found.drop(columns="dialogue")
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -55,44 +55,35 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run").fillna("–")
 
 
-def pairs(test: datasets.Dataset) -> list[tuple[int, str, str, str]]:
-    """What is compared: the dialogue's place, the kind of error, a reference, and the wrong summary.
+def pairs(test: Dataset) -> pd.DataFrame:
+    """A row per pair of summaries to compare: `id, dialogue, kind, reference, wrong`.
 
     The reference is the dialogue's first that the change applies to. The summary of another dialogue is the next one's.
     """
-    compared, references = [], list(test["summaries"])
-    for place, dialogue in enumerate(test["dialogue"]):
+    rows, references = [], list(test["summaries"])
+    for place, (name, dialogue) in enumerate(zip(test["id"], test["dialogue"], strict=True)):
         for kind, corrupt in CORRUPTIONS.items():
             both = [(reference, corrupt(reference, dialogue)) for reference in references[place]]
-            compared += [(place, kind, reference, wrong) for reference, wrong in both if wrong != reference][:1]
+            rows += [(name, dialogue, kind, *texts) for texts in both if texts[0] != texts[1]][:1]
         other = references[(place + 1) % len(references)][0]
         if other not in references[place]:
-            compared.append((place, OTHER, references[place][0], other))
-    return compared
+            rows.append((name, dialogue, OTHER, references[place][0], other))
+    return pd.DataFrame(rows, columns=["id", "dialogue", "kind", "reference", "wrong"])
 
 
 @torch.no_grad()
-def log_likelihoods(
-    bundle: ModelBundle, dialogues: Sequence[str], summaries: Sequence[str], batch_size: int = 16
-) -> np.ndarray:
-    """The mean log-likelihood per token of each summary behind its dialogue's prompt, its end included (nats)."""
+def log_likelihood(bundle: ModelBundle, dialogue: str, summary: str) -> float:
+    """The mean log-likelihood per token (nats) of a summary and its end behind the dialogue's prompt.
+
+    A mean, since of a longer summary the sum is lower whatever it says.
+    """
     model, family = bundle.model, bundle.family
-    rows = family.encode_all(dialogues, summaries)
-    order = np.argsort([row["length"] for row in rows], kind="stable")
-    likelihoods = np.zeros(len(rows))
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(rows), batch_size):
-        numbers = order[start : start + batch_size]
-        batch = family.collate([rows[number] for number in numbers])
-        batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        labels = batch.pop("labels")[:, family.label_shift :]
-        with autocast():
-            logits = model(**batch).logits[:, : labels.shape[1]]
-        losses = cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none")  # 0 where ignored
-        likelihoods[numbers] = (-losses.sum(dim=1) / (labels != IGNORE_INDEX).sum(dim=1)).cpu()
-    model.train(was_training)
-    return likelihoods
+    batch = family.collate([family.encode(dialogue, summary)])
+    batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    labels = batch.pop("labels")[0, family.label_shift :]
+    with autocast():
+        logits = model(**batch).logits[0, : len(labels)]
+    return -cross_entropy(logits.float(), labels).item()
 
 
 def swap_speakers(summary: str, dialogue: str) -> str:
@@ -107,32 +98,22 @@ def swap_speakers(summary: str, dialogue: str) -> str:
     return re.sub(f"{patterns[one]}|{patterns[other]}", lambda match: swapped[match[0]], summary)
 
 
-# In order, without one and two, which are mostly no numbers of the dialogue: "one of them", "two people discuss".
-NUMBERS = (
-    "three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
-    "nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
-)
-
-
 def change_number(summary: str, dialogue: str) -> str:
-    """The first number becomes the next one: 9 is 10, eleven is twelve; ninety, the last, is eighty."""
+    """The first number becomes the next one: 9 is 10, eleven is twelve."""
+    return re.sub(rf"(?<![\w#])(\d+|{NUMBERS})(?![\w#])", _next_number, summary, count=1, flags=re.IGNORECASE)
 
-    def following(match: re.Match) -> str:
-        number, words = match[0], NUMBERS.split("|")
-        if number.isdigit():
-            return str(int(number) + 1).zfill(len(number))
-        word = dict(zip(words, [*words[1:], "eighty"], strict=True))[number.lower()]
-        return word.capitalize() if number[0].isupper() else word
 
-    return re.sub(rf"(?<![\w#])(\d+|{NUMBERS})(?![\w#])", following, summary, count=1, flags=re.IGNORECASE)
+def _next_number(match: re.Match) -> str:
+    number, words = match[0], NUMBERS.split("|")
+    if number.isdigit():
+        return str(int(number) + 1).zfill(len(number))
+    following = [*words[1:], "eighty"][words.index(number.lower())]
+    return following.capitalize() if number[0].isupper() else following
 
 
 def _infinitive(verb: str) -> str:
-    """Of a third person: tries, watches, asks."""
-    irregular = {"has": "have", "is": "be", "does": "do", "goes": "go"}
-    if verb.endswith("ies") and len(verb) > 4:
-        return f"{verb[:-3]}y"
-    return irregular.get(verb) or re.sub(r"(?<=sh|ch|ss|zz)es$|(?<=x)es$|s$", "", verb)
+    verb = re.sub(r"(?<=\w\w)ies$", "y", verb)
+    return "have" if verb == "has" else re.sub(r"(?<=[cs]h|ss|zz)es$|(?<=[ox])es$|s$", "", verb)
 
 
 NEGATIONS = (
@@ -150,7 +131,7 @@ def toggle_negation(summary: str, dialogue: str) -> str:
     return next((changed for changed in changes if changed != summary), summary)
 
 
-# Small plain changes that make a reference wrong about its dialogue; it stays as it is where there is nothing to change.
+# Small plain changes that make a reference wrong about its dialogue, or leave it where there is nothing to change.
 CORRUPTIONS = {
     "speakers swapped": swap_speakers,
     "number changed": change_number,
