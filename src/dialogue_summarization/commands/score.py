@@ -21,7 +21,7 @@ def score(options: Namespace) -> None:
     [(system, texts)], rows = _load([options.predictions], options)
     measures = {name: (system.score(name), system.interval(name)) for name in TYPES}
     if texts:
-        measures |= text_metrics.describe(texts, list(rows["dialogue"]), list(rows["summaries"]))
+        measures |= text_metrics.describe(texts, rows)
     best = {} if system.best is None else dict(zip(TYPES, system.best.mean(axis=(0, 1)), strict=True))
     missing = sum(not text for text in texts or ()) if system.kind == "file" else 0
     if options.json:

@@ -1,4 +1,4 @@
-"""Tables and figures that compare systems: where they stand, how sure differences are, on which dialogues, what it cost.
+"""Tables and figures that compare systems: where they stand, how sure differences are, where they lie, what it cost.
 
 A difference counts when its p-value, corrected for the number of pairs (Holm), is below 0.05. "As good as" counts when
 the equivalence test says so, never because no difference was shown.
