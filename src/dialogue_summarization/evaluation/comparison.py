@@ -25,8 +25,7 @@ from .systems import KINDS, System, baselines, from_columns, human_baseline, of_
 
 def all_systems(runs: Sequence[Run], test: Dataset, folder: str | None = None) -> list[System]:
     """Humans, published systems (on DialogSum, where their predictions are in `folder`), runs and baselines."""
-    others = published(test, folder) if folder else []
-    return [*human_baseline(test), *others, *of_runs(runs, test), *baselines(test)]
+    return [*human_baseline(test), *(published(test, folder) if folder else []), *of_runs(runs, test), *baselines(test)]
 
 
 def record_sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
@@ -67,9 +66,8 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
 
 def _seeds(one: System) -> str:
     scores = one.scores("rougeL").mean(axis=1)
-    if len(scores) > 1:
-        return f"{len(scores)}: {scores.min():.3f} to {scores.max():.3f}"
-    return "1" if one.kind == "run" else "–"
+    spread = f": {scores.min():.3f} to {scores.max():.3f}" if len(scores) > 1 else ""
+    return f"{len(scores)}{spread}" if one.kind == "run" else "–"
 
 
 def best_references(systems: Sequence[System], measure: str) -> pd.DataFrame:
@@ -77,15 +75,14 @@ def best_references(systems: Sequence[System], measure: str) -> pd.DataFrame:
     rows = {}
     for one in systems:
         row = {"mean": one.f1, "best reference": one.best, "best of all but one": one.best_of_others}
-        means = {name: f1[:, :, TYPES.index(measure)].mean() for name, f1 in row.items() if f1 is not None}
-        rows[one.name] = {name: f"{means[name]:.3f}" if name in means else "–" for name in row}
-    return pd.DataFrame(rows).T.rename_axis("system")
+        rows[one.name] = {name: f"{f1[:, :, TYPES.index(measure)].mean():.3f}" for name, f1 in row.items()}
+    return pd.DataFrame(rows).T.rename_axis("system").replace("nan", "–")
 
 
 def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
-    """A row per pair, the better one first: the difference with its interval, p-values, and what they allow to say.
+    """A row per pair, the better one first: its difference, tests of it and of equivalence in ROUGE-1 (TOST), verdict.
 
-    Holm's correction is for the number of pairs, and of the equivalence test in ROUGE-1 (TOST) too.
+    Holm's correction is for the number of pairs, in both tests.
     """
     pairs = list(itertools.combinations(sorted(systems, key=lambda one: -one.score(measure)), 2))
     gaps = [compare(one.scores(measure), other.scores(measure)) for one, other in pairs]
@@ -120,8 +117,7 @@ def verdict(p: float, p_equivalent: float) -> str:
 
 def planned_comparison(systems: Sequence[System]) -> pd.DataFrame:
     """Whether `lora-balanced` is as good as `full` in ROUGE-1: the one pair named before the runs were made."""
-    names = ("full", "lora-balanced")
-    both = [one for one in systems if one.kind == "run" and one.name.removesuffix(" (reference)") in names]
+    both = [one for one in systems if one.name.removesuffix(" (reference)") in ("full", "lora-balanced")]
     return pairwise(both, "rouge1")
 
 
@@ -186,6 +182,5 @@ def cost_against_quality(runs: Sequence[Run], price_per_hour: float | None = Non
             ax.scatter(cost, run.metrics["rougeL"], label=display_name(run), clip_on=False, **style)
         ax.set(xlabel=COST_COLUMNS[key][0], xlim=(0, 1.1 * costs[key].max()))
     figure.supylabel("ROUGE-L", fontsize="medium")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, ncols=3, loc="outside lower center", fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
     return figure

@@ -28,10 +28,7 @@ NUMBERS = (
 
 
 def run_test(bundle: ModelBundle, test: Dataset) -> pd.DataFrame:
-    """A row per pair of summaries, as `likelihood.csv` keeps it: `id, kind, reference, wrong`.
-
-    The last two are each text's `log_likelihood`.
-    """
+    """A row per pair of summaries, as `likelihood.csv` keeps it: `id, kind`, and the `log_likelihood` of both texts."""
     found = pairs(test)
     score = cache(partial(log_likelihood, bundle))  # a reference is in several pairs
     for name in ("reference", "wrong"):
@@ -40,10 +37,7 @@ def run_test(bundle: ModelBundle, test: Dataset) -> pd.DataFrame:
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row per run, a column per kind of error: how often the reference is likelier; 50 % is chance.
-
-    Read from `likelihood.csv` in the runs' folders.
-    """
+    """A row per run, a column per kind of error: how often its `likelihood.csv` has the reference likelier."""
     rows = {}
     for run in runs:
         found = pd.read_csv(run.folder / "likelihood.csv", encoding="utf-8")
@@ -73,29 +67,24 @@ def pairs(test: Dataset) -> pd.DataFrame:
 
 @torch.no_grad()
 def log_likelihood(bundle: ModelBundle, dialogue: str, summary: str) -> float:
-    """The mean log-likelihood per token (nats) of a summary and its end behind the dialogue's prompt.
-
-    A mean, since of a longer summary the sum is lower whatever it says.
-    """
-    model, family = bundle.model, bundle.family
-    batch = family.collate([family.encode(dialogue, summary)])
-    batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-    labels = batch.pop("labels")[0, family.label_shift :]
+    """The mean log-likelihood per token (nats) of a summary and its end; a longer one would have a lower sum."""
+    batch = bundle.family.collate([bundle.family.encode(dialogue, summary)])
+    batch = {name: value.to(bundle.model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    labels = batch.pop("labels")[0, bundle.family.label_shift :]
     with autocast():
-        logits = model(**batch).logits[0, : len(labels)]
+        logits = bundle.model(**batch).logits[0, : len(labels)]
     return -cross_entropy(logits.float(), labels).item()
 
 
 def swap_speakers(summary: str, dialogue: str) -> str:
     """Two speakers change places: the first two that the summary names, or the one it names and another."""
-    speakers = list(dict.fromkeys(re.findall(r"^([^:\n]{1,30}):", dialogue, re.MULTILINE)))
+    speakers = dict.fromkeys(re.findall(r"^([^:\n]{1,30}):", dialogue, re.MULTILINE))
     if len(speakers) < 2:
         return summary
-    patterns = {name: rf"(?<!\w){re.escape(name)}(?!\w)" for name in speakers}
-    first = {name: re.search(f"{pattern}|$", summary).start() for name, pattern in patterns.items()}
-    one, other = sorted(speakers, key=first.get)[:2]
+    pattern = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in speakers)
+    one, other, *_ = dict.fromkeys([*re.findall(pattern, summary), *speakers])
     swapped = {one: other, other: one}
-    return re.sub(f"{patterns[one]}|{patterns[other]}", lambda match: swapped[match[0]], summary)
+    return re.sub(pattern, lambda match: swapped.get(match[0], match[0]), summary)
 
 
 def change_number(summary: str, dialogue: str) -> str:
@@ -132,8 +121,4 @@ def toggle_negation(summary: str, dialogue: str) -> str:
 
 
 # Small plain changes that make a reference wrong about its dialogue, or leave it where there is nothing to change.
-CORRUPTIONS = {
-    "speakers swapped": swap_speakers,
-    "number changed": change_number,
-    "negation toggled": toggle_negation,
-}
+CORRUPTIONS = {"speakers swapped": swap_speakers, "number changed": change_number, "negation toggled": toggle_negation}

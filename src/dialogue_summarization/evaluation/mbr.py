@@ -9,7 +9,6 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +68,8 @@ def dialogues_of(run: runs.Run, source: str, split: str) -> Dataset:
 
 def decode(
     run: runs.Run, rows: Dataset, split: str, samples: int, settings: Settings, seed: int = 0
-) -> tuple[list[str], dict[str, Any]]:
-    """Summaries of minimum risk of a run's dialogues, and a record of their scores beside those of the run's own.
-
-    Raises `ConfigurationError` where the run's weights are not there.
-    """
+) -> tuple[list[str], dict[str, object]]:
+    """Summaries of minimum risk, and a record of their scores beside the run's own. Raises `ConfigurationError`."""
     bundle, dialogues, generation = study.load_run(run), list(rows["dialogue"]), run.experiment.generation
     start = time.perf_counter()
     drawn = sample(bundle, dialogues, generation, settings, samples, seed)

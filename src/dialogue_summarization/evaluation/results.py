@@ -49,7 +49,7 @@ def table(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
 
 def text(runs: Sequence[Run], test: datasets.Dataset) -> str:
     """The same to read: the table with baselines and humans, the tests of all differences, and how it was made."""
-    systems, made = all_systems(runs, test), table(runs, test)
+    systems = all_systems(runs, test)
     ours = [one for one in systems if one.kind == "run"]
     tables = {
         f"# Results of {runs[0].config.experiment}\n\n{SCORES}": leaderboard(systems, test),
@@ -62,8 +62,9 @@ def text(runs: Sequence[Run], test: datasets.Dataset) -> str:
         if len(shown):
             shown = shown.rename(index=lambda name: name.replace(" (reference)", ""))  # they lie beside the records
             sections += [introduction, shown.to_markdown(disable_numparse=True)]
+    made = table(runs, test).astype(str)
     about = ("signature", "seed", "model", "model_hash", "data_hash", "device", *VERSIONS, "key")
-    origins = [f"- {name}: {', '.join(dict.fromkeys(made[name].astype(str)))}" for name in about]
+    origins = [f"- {name}: {', '.join(made[name].unique())}" for name in about]
     return "\n\n".join([*sections, "## How they were made", "\n".join(origins)]) + "\n"
 
 
@@ -75,8 +76,8 @@ def by_minimum_bayes_risk(runs: Sequence[Run]) -> pd.DataFrame:
             record = read_json(path.with_suffix(".json"))
             row = {"run": display_name(run), "samples": record["samples"], "temperature": record["temperature"]}
             row |= {HEADINGS[name]: from_columns(record, name) for name in TYPES}
-            gained = {name: from_columns(record["over_own"], name, "+.3f") for name in ("rouge1", "rougeL")}
-            row |= {f"{HEADINGS[name]} gained": gap for name, gap in gained.items()}
+            over = record["over_own"]
+            row |= {f"{HEADINGS[name]} gained": from_columns(over, name, "+.3f") for name in ("rouge1", "rougeL")}
             row["seconds"] = f"{record['sample_seconds'] + record['choose_seconds']:.0f}"
             rows.append(row | {"device": record["device"]})
     return pd.DataFrame(rows).set_index("run") if rows else pd.DataFrame()

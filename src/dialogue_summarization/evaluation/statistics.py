@@ -57,20 +57,14 @@ def compare(one: ArrayLike, other: ArrayLike, *, margin: float = MARGIN, resampl
 
 
 def tost(mean: float, error: float, dialogues: int, margin: float = MARGIN) -> float:
-    """The p-value of two one-sided t-tests: that the true difference is `margin` or more, on either side.
-
-    `error` is the standard error of the observed mean.
-    """
+    """The p-value of two one-sided t-tests, of a mean with this standard error: that it truly is `margin` or more."""
     if error == 0:
         return 0.0 if abs(mean) < margin else 1.0
     return float(stats.t(max(dialogues - 1, 1)).sf((margin - abs(mean)) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for how many there are (Holm 1979): the smallest times m, the next times m - 1, never falling.
-
-    Deciding each by its corrected value keeps the chance of any false positive among all of them below 5 %.
-    """
+    """P-values corrected for their number m (Holm 1979): the smallest times m, the next times m - 1, never falling."""
     rising = pd.Series(p_values, dtype=float).sort_values(kind="stable")
     corrected = (rising * range(len(rising), 0, -1)).cummax().clip(upper=1)
     return corrected.sort_index().tolist()

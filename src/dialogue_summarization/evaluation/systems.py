@@ -33,8 +33,8 @@ class System:
     name: str
     kind: str  # one of KINDS
     f1: np.ndarray  # the mean over a dialogue's references: the headline
-    best: np.ndarray | None = None  # of all references; None for humans, who have one less
-    best_of_others: np.ndarray | None = None  # of all references but one, as a human has; None for single references
+    best: np.ndarray | None = None  # of all references; NaN for humans, who have one less
+    best_of_others: np.ndarray | None = None  # of all references but one, as a human has; NaN for single references
     runs: tuple[Run, ...] = ()
 
     def scores(self, measure: str) -> np.ndarray:
@@ -69,8 +69,7 @@ def from_texts(name: str, kind: str, texts: list[list[str]], test: Dataset, runs
     """A system from its summaries of the test dialogues, a list per seed."""
     tables = [score_pairs(summaries, list(test["summaries"])) for summaries in texts]
     mean, best = (np.stack([table.groupby(level="dialogue").agg(how) for table in tables]) for how in ("mean", "max"))
-    best_of_others = np.stack([leave_one_out_best(table) for table in tables])
-    return System(name, kind, mean, best, None if np.isnan(best_of_others).any() else best_of_others, tuple(runs))
+    return System(name, kind, mean, best, np.stack([leave_one_out_best(table) for table in tables]), tuple(runs))
 
 
 def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:
@@ -88,11 +87,8 @@ def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:
 def of_runs(runs: Sequence[Run], test: Dataset) -> list[System]:
     """A system per method: runs that differ in nothing but their seed are one method. Raises `DataError`."""
     names = [display_name(run, seed=False) for run in runs]
-    methods = {name: [run for run, own in zip(runs, names, strict=True) if own == name] for name in names}
-    return [
-        from_texts(name, "run", [predictions(run, test) for run in seeds], test, seeds)
-        for name, seeds in methods.items()
-    ]
+    methods = pd.Series(list(runs), dtype=object).groupby(names, sort=False)
+    return [from_texts(name, "run", [predictions(run, test) for run in seeds], test, seeds) for name, seeds in methods]
 
 
 def baselines(test: Dataset) -> list[System]:
@@ -122,7 +118,7 @@ def human_baseline(test: Dataset) -> list[System]:
         return []
     each = score_pairs(texts, others).groupby(level="dialogue")  # a human stands for a dialogue here
     mean, best = (scores.groupby(dialogues).mean().to_numpy()[None] for scores in (each.mean(), each.max()))
-    return [System("humans, each against the others", "human", mean, None, best)]
+    return [System("humans, each against the others", "human", mean, np.full_like(mean, np.nan), best)]
 
 
 def of_file(
@@ -155,9 +151,8 @@ def load_predictions(path: Path, column: str, split: Dataset, *, allow_missing: 
     if column not in columns:
         there = ", ".join(columns) or "no rows"
         raise DataError(f"{path}: there is no column {column!r} (there are: {there}). Name it with --column.")
-    if "id" in columns:
-        ids, expected = [str(row["id"]) for row in rows], list(split["id"])
-    else:
+    ids, expected = [str(row.get("id")) for row in rows], list(split["id"])
+    if "id" not in columns:
         count = sum(map(len, split["summaries"]))
         if len(rows) != count:
             raise DataError(f"{path}: no column 'id', and {len(rows)} rows where the split has {count} references.")

@@ -5,12 +5,11 @@ are one value per dialogue. BERTScore (Zhang et al. 2020, arXiv 1904.09675: how 
 encoder, of which there are many: their scores do not compare) is optional, `uv sync --extra bertscore`.
 """
 
-import importlib.metadata
-import importlib.util
 import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
+from importlib import metadata, util
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +50,9 @@ def repetition(tokens: Sequence[str], n: int = 3) -> float:
 
 
 def per_dialogue(summaries: Sequence[str], dialogues: Sequence[str], references: References) -> pd.DataFrame:
-    """A row per dialogue, a column per measure: `length ratio` is to the references, `compression` of the dialogue.
+    """A row per dialogue, a column per measure, NaN where it is not defined, as for an empty summary.
 
-    NaN where a measure is not defined, as for an empty summary.
+    `length ratio` is to the references, `compression` of the dialogue.
     """
     rows = []
     for text, dialogue, several in zip(summaries, dialogues, references, strict=True):
@@ -82,7 +81,7 @@ def signature(references: References) -> str:
     """How chrF and BLEU were computed, as sacrebleu says it; where BERTScore is installed, its package and encoder."""
     signatures = [f"{name} {metric.get_signature()}" for name, metric in _metrics(references).items()]
     if has_bertscore():
-        version = importlib.metadata.version("bert-score")
+        version = metadata.version("bert-score")
         signatures.append(f"BERTScore bert_score:{version}|model:all-MiniLM-L6-v2|layers:6|idf:no|rescaled:no")
     return "; ".join(signatures)
 
@@ -94,7 +93,7 @@ def _metrics(references: References) -> dict[str, CHRF | BLEU]:
 
 def has_bertscore() -> bool:
     """Whether the extra `bertscore` is installed."""
-    return all(importlib.util.find_spec(name) for name in ("bert_score", ENCODER))
+    return all(util.find_spec(name) for name in ("bert_score", ENCODER))
 
 
 def bertscores(summaries: Sequence[str], references: References) -> np.ndarray:
@@ -102,7 +101,7 @@ def bertscores(summaries: Sequence[str], references: References) -> np.ndarray:
     from bert_score import score
 
     # The encoder's package is not imported: that would ask for sentence-transformers.
-    [package] = importlib.util.find_spec(ENCODER).submodule_search_locations
+    [package] = util.find_spec(ENCODER).submodule_search_locations
     encoder = next(Path(package).rglob("model.safetensors")).parent
     table = pd.DataFrame({"summary": summaries, "reference": references}).explode("reference")
     is_written = table["summary"].str.strip() != ""
@@ -125,9 +124,8 @@ def text_table(runs: Sequence[Run], test: Dataset) -> pd.DataFrame:
         measures = describe(predictions(run, test), test)
         if has_bertscore():
             measures["BERTScore"] = mean_with_interval(bertscores(predictions(run, test), list(test["summaries"])))
-        rows[display_name(run)] = {
-            name: with_interval(*estimate, specs.get(name, ".2f")) for name, estimate in measures.items()
-        }
+        row = {name: with_interval(*estimate, specs.get(name, ".2f")) for name, estimate in measures.items()}
+        rows[display_name(run)] = row
     return pd.DataFrame(rows).T.rename_axis("run")
 
 
