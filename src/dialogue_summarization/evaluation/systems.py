@@ -86,7 +86,7 @@ def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:
 
 def of_runs(runs: Sequence[Run], test: Dataset) -> list[System]:
     """A system per method: runs that differ in nothing but their seed are one method. Raises `DataError`."""
-    names = [display_name(run, seed=False) for run in runs]
+    names = pd.Series([display_name(run, seed=False) for run in runs], dtype=object)
     methods = pd.Series(list(runs), dtype=object).groupby(names, sort=False)
     return [from_texts(name, "run", [predictions(run, test) for run in seeds], test, seeds) for name, seeds in methods]
 
