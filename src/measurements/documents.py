@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dialogue_summarization import data, experiments, report, runs
-from dialogue_summarization.evaluation import comparison, figures, results, statistics, systems
+from dialogue_summarization.evaluation import comparison, results, statistics, systems
 
 from . import tables
 from .sweep import report as sweep_report
@@ -38,7 +38,7 @@ def write() -> None:
     for name in DATASETS:
         made, test = reference(name)
         results.write(made, test, REFERENCE / name)
-        figures.leaderboard(comparison.all_systems(made, test)).savefig(REFERENCE / name / "standings.png", dpi=110)
+        comparison.standings(comparison.all_systems(made, test)).savefig(REFERENCE / name / "standings.png", dpi=110)
 
 
 def pattern(name: str) -> re.Pattern:

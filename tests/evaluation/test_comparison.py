@@ -9,7 +9,7 @@ import pytest
 from helpers import SHARED, tiny_experiment
 
 from dialogue_summarization import data, errors, experiments, rouge, runs, study
-from dialogue_summarization.evaluation import comparison, figures, statistics, systems
+from dialogue_summarization.evaluation import comparison, statistics, systems
 
 needs_dialogsum = pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
 needs_published = pytest.mark.skipif(not (SHARED / "published").is_dir(), reason="needs shared/published")
@@ -28,15 +28,15 @@ def quickstart():
 
 
 def test_baselines_copy_turns():
-    assert systems.lead(DIALOGUE, 1) == "#A#: One."
-    assert systems.lead(DIALOGUE, 9) == DIALOGUE.replace("\n", " ")
-    assert systems.longest(DIALOGUE) == "#B#: A long second turn."
-    drawn = systems.random_turns(DIALOGUE)
-    assert drawn == systems.random_turns(DIALOGUE) and drawn in {
+    copies = systems.copied_turns(DIALOGUE)
+    assert copies["lead-1"] == "#A#: One." and copies["lead-2"] == "#A#: One. #B#: A long second turn."
+    assert copies["lead-3"] == DIALOGUE.replace("\n", " ")
+    assert copies["longest turn"] == "#B#: A long second turn."
+    assert copies == systems.copied_turns(DIALOGUE) and copies["2 random turns"] in {
         "#A#: One. #B#: A long second turn.", "#A#: One. #A#: Three, no more.",
         "#B#: A long second turn. #A#: Three, no more.",
     }  # fmt: skip
-    assert systems.random_turns("#A#: One.") == "#A#: One."
+    assert set(systems.copied_turns("#A#: One.").values()) == {"#A#: One."}
 
 
 def test_leave_one_out_best_by_hand():
@@ -44,13 +44,13 @@ def test_leave_one_out_best_by_hand():
     index = pd.MultiIndex.from_tuples([(0, 0), (0, 1), (0, 2), (1, 0)], names=["dialogue", "reference"])
     table = pd.DataFrame({name: [0.2, 0.9, 0.5, 0.7] for name in rouge.TYPES}, index=index)
     found = systems.leave_one_out_best(table)
-    assert found.index.tolist() == [0]  # one reference cannot be left out
-    assert found["rouge1"].tolist() == pytest.approx([(0.9 + 0.9 + 0.5) / 3])
+    assert found.loc[0, "rouge1"] == pytest.approx((0.9 + 0.9 + 0.5) / 3)
+    assert found.loc[1].isna().all()  # one reference cannot be left out
 
 
 @needs_dialogsum
 def test_the_human_baseline_is_as_published(dialogsum):
-    line = systems.human_baseline(dialogsum)
+    [line] = systems.human_baseline(dialogsum)
     assert line.f1.mean(axis=(0, 1))[:3] == pytest.approx([0.534, 0.267, 0.450], abs=5e-4)
     assert line.best_of_others.mean(axis=(0, 1))[:3] == pytest.approx([0.5961, 0.3411, 0.5184], abs=5e-5)
     # The same from all pairs in both directions, by rouge_score's symmetry of F1.
@@ -66,7 +66,7 @@ def test_the_human_baseline_is_as_published(dialogsum):
 @needs_published
 def test_the_recorded_table_is_what_the_predictions_score(dialogsum):
     recorded = systems.published_scores(dialogsum)
-    scored = {one.name: one.columns(*rouge.TYPES) for one in systems.published(dialogsum, SHARED / "published")}
+    scored = {one.name: one.columns() for one in systems.published(dialogsum, SHARED / "published")}
     found = pd.DataFrame.from_dict(scored, orient="index").rename_axis("system")
     pd.testing.assert_frame_equal(recorded[list(found)], found, check_exact=False, atol=2e-6)
     assert len(recorded) == 9 and {one.kind for one in systems.published(dialogsum, SHARED / "published")} == {
@@ -101,7 +101,7 @@ def test_without_predictions_the_recorded_scores_are_rows(dialogsum):
 @needs_dialogsum
 @needs_published
 def test_rows_of_published_systems_are_the_same_scored_or_recorded(dialogsum):
-    human, copy = systems.human_baseline(dialogsum), systems.baselines(dialogsum)[1]
+    [human], copy = systems.human_baseline(dialogsum), systems.baselines(dialogsum)[1]
     recorded = comparison.leaderboard([human, copy], dialogsum)
     scored = comparison.leaderboard([human, copy, *systems.published(dialogsum, SHARED / "published")], dialogsum)
     pd.testing.assert_frame_equal(recorded, scored)
@@ -111,7 +111,7 @@ def test_rows_of_published_systems_are_the_same_scored_or_recorded(dialogsum):
 @needs_dialogsum
 def test_a_published_file_of_other_dialogues_is_an_error(dialogsum, tmp_path):
     (tmp_path / "gpt_4_dialogsum_predictions.csv").write_text("id,prediction\ntest_0,Boss bans.\n", encoding="utf-8")
-    with pytest.raises(errors.DataError, match="500 test dialogues"):
+    with pytest.raises(errors.DataError, match=r"missing: 499 ids \(test_1, "):
         systems.published(dialogsum, tmp_path)
 
 
@@ -212,10 +212,10 @@ def test_references_compare_like_with_like(quickstart):
 
 def test_figures_show_every_system_and_every_cost(quickstart):
     several, _ = quickstart
-    [ax] = figures.leaderboard(several).axes
+    [ax] = comparison.standings(several).axes
     assert {label.get_text() for label in ax.get_yticklabels()} == {f"{one.name} [{one.kind}]" for one in several}
     made = [one.runs[0] for one in several if one.kind == "run"]
-    costs = [ax for ax in figures.cost_against_quality(made, price_per_hour=1).axes if ax.get_visible()]
+    costs = [ax for ax in comparison.cost_against_quality(made, price_per_hour=1).axes if ax.get_visible()]
     assert {"training s", "price", "to ship MB"} <= {ax.get_xlabel() for ax in costs}
     assert all(len(ax.collections) == len(made) for ax in costs)
 
@@ -224,9 +224,8 @@ def test_records_say_where_they_come_from(quickstart):
     several, _ = quickstart
     made = [one.runs[0] for one in several if one.kind == "run"]
     record = comparison.record_sources(made[:1], ["zero-shot", "full"])["record"]
-    assert record["zero-shot (reference)"].startswith("reference of 20")
-    assert record["zero-shot (reference)"].endswith("notebook 01 makes it anew")
-    assert record["full"] == "missing: notebook 02 makes it"
+    assert record["zero-shot (reference)"].startswith("committed reference, 20")
+    assert record["full"] == "missing: notebooks 01 to 03 make it"
 
 
 def test_runs_of_one_method_are_one_system(tiny_models, tiny_data, tmp_path):

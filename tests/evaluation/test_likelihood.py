@@ -15,7 +15,7 @@ DIALOGUE = "#Person1#: Hi, Ann.\n#Person2#: Nine stamps, please."
     [
         ("#Person1# greets #Person2#.", "#Person2# greets #Person1#."),
         ("#Person2#'s stamps cost #Person2# a lot.", "#Person1#'s stamps cost #Person1# a lot."),
-        ("Ann buys stamps.", None),
+        ("Ann buys stamps.", "Ann buys stamps."),
     ],
 )
 def test_speakers_change_places(summary, expected):
@@ -25,7 +25,7 @@ def test_speakers_change_places(summary, expected):
 def test_speakers_with_names_change_places_as_whole_words():
     dialogue = "Ann: Hi.\nAnna: Hello.\nBen: Hey."
     assert likelihood.swap_speakers("Anna and Ann meet Ben.", dialogue) == "Ann and Anna meet Ben."
-    assert likelihood.swap_speakers("Ben waves.", "Ben: Hi.") is None
+    assert likelihood.swap_speakers("Ben waves.", "Ben: Hi.") == "Ben waves."
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_speakers_with_names_change_places_as_whole_words():
         ("She is twenty.", "She is thirty."),
         ("She is ninety.", "She is eighty."),
         ("In room 007", "In room 008"),
-        ("#Person1# has one key.", None),
+        ("#Person1# has one key.", "#Person1# has one key."),
     ],
 )
 def test_a_number_changes(summary, expected):
@@ -55,43 +55,27 @@ def test_a_number_changes(summary, expected):
         ("Ann tries it.", "Ann doesn't try it."),
         ("Ann watches it.", "Ann doesn't watch it."),
         ("Ann has it.", "Ann doesn't have it."),
-        ("they talk", None),
+        ("they talk", "they talk"),
     ],
 )
 def test_a_negation_is_toggled(summary, expected):
     assert likelihood.toggle_negation(summary, DIALOGUE) == expected
 
 
-def test_likelihoods_are_those_of_each_summary_alone(tiny, tiny_data):
+def test_a_likelihood_is_that_of_a_plain_forward_pass(tiny, tiny_data):
     bundle = models.load_model(tiny)
     test = data.load(tiny)["test"]
-    dialogues = list(test["dialogue"])
-    summaries = [(place, text) for place, several in enumerate(test["summaries"]) for text in {*several, "No."}]
-    found = likelihood.log_likelihoods(bundle, dialogues, summaries[::-1], batch_size=3)[::-1]
-    for place, (owner, summary) in enumerate(summaries):
-        row = bundle.family.encode(dialogues[owner], summary)
-        labels = torch.tensor([row["labels"]])
-        if bundle.family.label_shift:
-            ids = torch.tensor([row["input_ids"] + row["labels"]])
-            logits = bundle.model(input_ids=ids).logits[:, len(row["input_ids"]) - 1 : -1]
-        else:
-            logits = bundle.model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).logits
-        expected = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).mean().item()
-        assert found[place] == pytest.approx(expected, abs=1e-5)
-
-
-@torch.no_grad()
-def test_continuations_are_scored_as_whole_rows_are(tiny):
-    """Whole rows serve models with virtual tokens, which PEFT puts before every forward pass."""
-    bundle = models.load_model(tiny)
-    test = data.load(tiny)["test"]
-    groups = [
-        bundle.family.encode_all([dialogue] * len(several), several)
-        for dialogue, several in zip(test["dialogue"], test["summaries"], strict=True)
-    ]
-    both = [score(bundle, groups) for score in (likelihood.score_rows, likelihood.score_continuations)]
-    rows, continued = (logits[labels != -100] for logits, labels in both)
-    torch.testing.assert_close(rows, continued, rtol=1e-4, atol=1e-5)
+    for dialogue, several in zip(test["dialogue"], test["summaries"], strict=True):
+        for summary in {*several, "No."}:
+            row = bundle.family.encode(dialogue, summary)
+            labels = torch.tensor([row["labels"]])
+            if bundle.family.label_shift:
+                ids = torch.tensor([row["input_ids"] + row["labels"]])
+                logits = bundle.model(input_ids=ids).logits[:, len(row["input_ids"]) - 1 : -1]
+            else:
+                logits = bundle.model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).logits
+            expected = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).mean().item()
+            assert likelihood.log_likelihood(bundle, dialogue, summary) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_record_of_the_test_and_its_table(family_name, tiny, made_once, tmp_path):
@@ -106,12 +90,6 @@ def test_the_record_of_the_test_and_its_table(family_name, tiny, made_once, tmp_
     assert any(column == "of another dialogue (n = 5)" for column in table.columns)
     right = (found["reference"] > found["wrong"])[found["kind"] == likelihood.OTHER]
     assert table["of another dialogue (n = 5)"].iloc[0].startswith(f"{right.mean():.0%} [")
-
-
-def test_records_without_the_test_have_an_empty_row(made_once, tmp_path):
-    run = made_once("llama", "zero-shot", tmp_path)
-    (run.folder / "likelihood.csv").unlink(missing_ok=True)
-    assert likelihood.table([run]).iloc[0].tolist() == ["not measured"]
 
 
 def test_committed_records_are_read():

@@ -11,8 +11,7 @@ import pandas as pd
 from .. import data, report
 from ..errors import ConfigurationError
 from ..evaluation import comparison, text_metrics
-from ..evaluation.files import of_file
-from ..evaluation.systems import System, of_runs, to_columns
+from ..evaluation.systems import System, of_file, of_runs, to_columns
 from ..rouge import TYPES
 from .trained import find_runs
 
@@ -22,7 +21,7 @@ def score(options: Namespace) -> None:
     [(system, texts)], rows = _load([options.predictions], options)
     measures = {name: (system.score(name), system.interval(name)) for name in TYPES}
     if texts:
-        measures |= text_metrics.describe(texts, list(rows["dialogue"]), list(rows["summaries"]))
+        measures |= text_metrics.describe(texts, rows)
     best = {} if system.best is None else dict(zip(TYPES, system.best.mean(axis=(0, 1)), strict=True))
     missing = sum(not text for text in texts or ()) if system.kind == "file" else 0
     if options.json:
@@ -39,7 +38,7 @@ def score(options: Namespace) -> None:
     print(pd.DataFrame(table).T.rename_axis(system.name).to_string())
     print(f"\n{len(rows)} dialogues. {report.signature(rows)}")
     if texts:
-        print(text_metrics.signature(texts, list(rows["summaries"])))
+        print(text_metrics.signature(list(rows["summaries"])))
     if missing:
         print(f"{missing} of them have no summary here and were scored as empty.")
 

@@ -1,75 +1,74 @@
-"""Tables that compare systems: where they stand, how sure a difference is, and against which reference.
+"""Tables and figures that compare systems: where they stand, how sure differences are, where they lie, what it cost.
 
 A difference counts when its p-value, corrected for the number of pairs (Holm), is below 0.05. "As good as" counts when
 the equivalence test says so, never because no difference was shown.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
-import datasets
+import numpy as np
 import pandas as pd
+from datasets import Dataset
+from IPython.display import HTML
+from matplotlib.figure import Figure
 
-from ..report import HEADINGS, display_name, with_interval
+from ..figures import COLOURS, MARKERS, colour_of, panels
+from ..intervals import interval
+from ..report import HEADINGS, display_name, side_by_side, texts_as_html, with_interval
 from ..rouge import TYPES
 from ..runs import Run
+from .costs import COST_COLUMNS, cost_measures
 from .statistics import MARGIN, compare, holm
 from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs, published, published_scores
 
-LEVEL = 0.05
 
-
-def all_systems(runs: Sequence[Run], test: datasets.Dataset, folder: str | None = None) -> list[System]:
+def all_systems(runs: Sequence[Run], test: Dataset, folder: str | None = None) -> list[System]:
     """Humans, published systems (on DialogSum, where their predictions are in `folder`), runs and baselines."""
-    human = human_baseline(test)
-    others = published(test, folder) if folder else []
-    return [*([human] if human else []), *others, *of_runs(runs, test), *baselines(test)]
+    return [*human_baseline(test), *(published(test, folder) if folder else []), *of_runs(runs, test), *baselines(test)]
 
 
 def record_sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
-    """A row per run: where its record comes from; for a run that is missing, which notebook makes it."""
-    maker = {"zero-shot": "notebook 01 makes it", "full": "notebook 02 makes it"}
-    maker |= {name: "notebook 03 makes it" for name in (*names, *(run.name for run in runs)) if name not in maker}
-    rows = {}
+    """A row per run: where its record comes from, or that it is missing."""
+    rows, made = {}, {run.name for run in runs}
     for run in runs:
-        committed = f"reference of {run.date}, committed; {maker[run.name]} anew"
-        rows[display_name(run)] = committed if run.is_reference else f"made here on {run.date}"
-    rows |= {name: f"missing: {maker[name]}" for name in names if name not in {run.name for run in runs}}
+        rows[display_name(run)] = f"{'committed reference' if run.is_reference else 'made here'}, {run.date}"
+    rows |= {name: "missing: notebooks 01 to 03 make it" for name in names if name not in made}
     return pd.DataFrame({"record": rows}).rename_axis("run")
 
 
-def leaderboard(systems: Sequence[System], test: datasets.Dataset | None = None) -> pd.DataFrame:
-    """A row per system, by kind and then best first: ROUGE with intervals, and the share of the human gap.
+def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.DataFrame:
+    """A row per system, by kind and then best first: ROUGE with intervals, and seeds with the range of their ROUGE-L.
 
-    Of several seeds their number is followed by the lowest and the highest ROUGE-L. The human gap is the one in ROUGE-L
-    from the best baseline (0 %) to the humans (100 %); there is none where the humans do not stand clearly above. With
-    `test`, published systems that are not among `systems` are rows too, as they were scored once.
+    The human gap is the one in ROUGE-L from the best baseline (0 %) to the humans (100 %), if these are clearly above.
+    With `test`, published systems that are not among `systems` are rows too, as they were scored once.
     """
-    rows = [{"system": one.name, "kind": one.kind, "seeds": _seeds(one), **one.columns(*TYPES)} for one in systems]
+    rows = [{"system": one.name, "kind": one.kind, "seeds": _seeds(one), **one.columns()} for one in systems]
+    scores = pd.DataFrame(rows).set_index("system")
     if test is not None:
-        recorded = published_scores(test).drop(index=[one.name for one in systems], errors="ignore")
-        rows += recorded.assign(kind="published", seeds="–").reset_index().to_dict("records")
-    rows.sort(key=lambda row: (KINDS.index(row["kind"]), -row["rougeL"]))
-    table = pd.DataFrame([{name: row[name] for name in ("system", "kind")} for row in rows]).set_index("system")
+        recorded = published_scores(test).drop(index=scores.index, errors="ignore")
+        scores = pd.concat([scores, recorded.assign(kind="published", seeds="–")])
+    scores = scores.sort_values("rougeL", ascending=False, kind="stable")
+    scores = scores.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable")
+    table = scores[["kind"]].copy()
     for name in TYPES:
-        table[HEADINGS[name]] = [from_columns(row, name) for row in rows]
-    table["seeds"] = [row["seeds"] for row in rows]
+        table[HEADINGS[name]] = [from_columns(row, name) for _, row in scores.iterrows()]
+    table["seeds"] = scores["seeds"]
     humans, copies = ([one for one in systems if one.kind == kind] for kind in ("human", "baseline"))
     if humans and copies:
         start = max(copies, key=lambda one: one.score("rougeL"))
         gap = compare(humans[0].scores("rougeL"), start.scores("rougeL"))
         if gap.low > 0:
-            lowest = round(start.score("rougeL"), 6)
-            table["share of the human gap"] = [f"{(row['rougeL'] - lowest) / gap.mean:.0%}" for row in rows]
+            above = scores["rougeL"] - scores.loc[start.name, "rougeL"]
+            table["share of the human gap"] = (above / gap.mean).map("{:.0%}".format)
     return table
 
 
 def _seeds(one: System) -> str:
-    """How many, with the lowest and the highest score: `3: 0.363 to 0.368`."""
     scores = one.scores("rougeL").mean(axis=1)
-    if len(scores) > 1:
-        return f"{len(scores)}: {scores.min():.3f} to {scores.max():.3f}"
-    return "1" if one.kind == "run" else "–"
+    spread = f": {scores.min():.3f} to {scores.max():.3f}" if len(scores) > 1 else ""
+    return f"{len(scores)}{spread}" if one.kind == "run" else "–"
 
 
 def best_references(systems: Sequence[System], measure: str) -> pd.DataFrame:
@@ -77,17 +76,14 @@ def best_references(systems: Sequence[System], measure: str) -> pd.DataFrame:
     rows = {}
     for one in systems:
         row = {"mean": one.f1, "best reference": one.best, "best of all but one": one.best_of_others}
-        rows[one.name] = {
-            name: "–" if f1 is None else f"{f1[:, :, TYPES.index(measure)].mean():.3f}" for name, f1 in row.items()
-        }
-    return pd.DataFrame(rows).T.rename_axis("system")
+        rows[one.name] = {name: f"{f1[:, :, TYPES.index(measure)].mean():.3f}" for name, f1 in row.items()}
+    return pd.DataFrame(rows).T.rename_axis("system").replace("nan", "–")
 
 
 def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
-    """A row per pair, the better one first: the difference with its interval, p-values, and what they allow to say.
+    """A row per pair, the better one first: its difference, tests of it and of equivalence in ROUGE-1 (TOST), verdict.
 
-    Holm's correction is for the number of pairs. The p-value of two one-sided tests (TOST) is of a difference in
-    ROUGE-1 of the margin or more, and corrected too. With 80 % power the minimum detectable effect is shown.
+    Holm's correction is for the number of pairs, in both tests.
     """
     pairs = list(itertools.combinations(sorted(systems, key=lambda one: -one.score(measure)), 2))
     gaps = [compare(one.scores(measure), other.scores(measure)) for one, other in pairs]
@@ -106,26 +102,86 @@ def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
         }
         for (one, other), gap, p, p_equivalent in zip(pairs, gaps, corrected, equivalent, strict=True)
     ]
-    return pd.DataFrame(rows).set_index("pair") if rows else pd.DataFrame(columns=["verdict"])
-
-
-def planned_comparison(systems: Sequence[System]) -> pd.DataFrame:
-    """Whether recommended LoRA is as good as full fine-tuning in ROUGE-1; no row where one of the two is missing.
-
-    It is the question that the study was made for: one pair, named before the runs were made, so that its p-value needs
-    no correction for others.
-    """
-    names = ("full", "lora-balanced")
-    both = [one for one in systems if one.kind == "run" and one.name.removesuffix(" (reference)") in names]
-    return pairwise(both, "rouge1")
-
-
-def verdict(p: float, p_equivalent: float) -> str:
-    """What two corrected p-values allow to say."""
-    if p < LEVEL:
-        return "differ, by less than the margin" if p_equivalent < LEVEL else "differ"
-    return "as good as each other" if p_equivalent < LEVEL else "not distinguishable"
+    return pd.DataFrame(rows, columns=None if rows else ["pair", "verdict"]).set_index("pair")
 
 
 def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def verdict(p: float, p_equivalent: float) -> str:
+    """What two corrected p-values allow to say."""
+    if p < 0.05:
+        return "differ, by less than the margin" if p_equivalent < 0.05 else "differ"
+    return "as good as each other" if p_equivalent < 0.05 else "not distinguishable"
+
+
+def planned_comparison(systems: Sequence[System]) -> pd.DataFrame:
+    """Whether `lora-balanced` is as good as `full` in ROUGE-1: the one pair named before the runs were made."""
+    both = [one for one in systems if one.name.removesuffix(" (reference)") in ("full", "lora-balanced")]
+    return pairwise(both, "rouge1")
+
+
+def groups(test: Dataset, by: str, least: int = 10) -> pd.Series:
+    """Each test dialogue's quarter by "length" in words or by "turns"; or its "topic", if `least` dialogues have it."""
+    if by == "topic":
+        topics = pd.Series(list(test["topic"])).replace("", "no topic")
+        return topics.where(topics.map(topics.value_counts()) >= least, "other topics").astype("category")
+    unit = "words" if by == "length" else "turns"
+    sizes = pd.Series([len(text.split()) if by == "length" else text.count("\n") + 1 for text in test["dialogue"]])
+    quarters = pd.Series(np.searchsorted(np.quantile(sizes, [0.25, 0.5, 0.75]).round(), sizes))
+    names = sizes.groupby(quarters).agg(lambda own: f"{own.min()} to {own.max()} {unit}")
+    return quarters.map(names).astype(pd.CategoricalDtype(names))
+
+
+def by_group(systems: Sequence[System], test: Dataset, by: str, measure: str = "rougeL") -> pd.DataFrame:
+    """A row per group of dialogues, grouped as `groups` does; a column per system: the mean with its interval."""
+    rows = {}
+    for name, dialogues in pd.Series(range(len(test))).groupby(groups(test, by), observed=True):
+        rows[name] = {"dialogues": len(dialogues)}
+        for one in systems:
+            scores = one.scores(measure)[:, dialogues]
+            rows[name][one.name] = with_interval(scores.mean(), interval(scores))
+    return pd.DataFrame(rows).T.rename_axis(by)
+
+
+def biggest_differences(one: Run, other: Run, test: Dataset, *, count: int = 10, measure: str = "rougeL") -> HTML:
+    """The dialogues where `one` wins and loses most against `other`, as a table of texts side by side."""
+    gap, name = (one.scores[measure] - other.scores[measure]).to_numpy(), display_name(one)
+    order = np.argsort(-gap, kind="stable").tolist()
+    chosen = {f"{name} wins by {gap[n]:.3f} (dialogue {n + 1})": n for n in order[:count] if gap[n] > 0}
+    chosen |= {f"{name} loses by {-gap[n]:.3f} (dialogue {n + 1})": n for n in order[::-1][:count] if gap[n] < 0}
+    return texts_as_html(side_by_side([one, other], test, chosen, measure))
+
+
+def standings(systems: Sequence[System], measure: str = "rougeL") -> Figure:
+    """Every system's score with its 95 % interval, from the baselines to the humans."""
+    markers = MARKERS | {"human": "*", "published": "P", "baseline": "x"}
+    colours = COLOURS | {"human": "black", "published": "#6f6f6f", "baseline": "#9a9a9a"}
+    ranked = sorted(systems, key=lambda one: one.score(measure))
+    figure, (ax,) = panels(width=7.5, height=0.28 * len(ranked) + 1)
+    for place, one in enumerate(ranked):
+        name = one.runs[0].name if one.runs else one.kind
+        ax.plot(one.interval(measure), [place, place], "k|-")
+        ax.plot(one.score(measure), place, markers.get(name, "o"), color=colours.get(name, "#3f7f5f"), markersize=8)
+    ax.set_yticks(range(len(ranked)), [f"{one.name} [{one.kind}]" for one in ranked])
+    ax.set(xlabel=f"{HEADINGS[measure]}, with 95 % interval over dialogues")
+    ax.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def cost_against_quality(runs: Sequence[Run], price_per_hour: float | None = None) -> Figure:
+    """ROUGE-L against each cost that was measured: time, memory, energy, price, weights trained, MB to ship."""
+    costs = pd.DataFrame([cost_measures(run, price_per_hour) for run in runs])
+    shown = [key for key in COST_COLUMNS if key in costs and costs[key].max() > 0]
+    figure, axes = panels(3, width=3, height=2.6, rows=math.ceil(len(shown) / 3), sharey=True)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    for ax, key in zip(axes, shown, strict=False):
+        for run, cost in zip(runs, costs[key], strict=True):  # NaN, which is unknown, is not drawn
+            style = {"color": colour_of(run), "marker": MARKERS.get(run.name, "o"), "edgecolors": "black", "s": 70}
+            ax.scatter(cost, run.metrics["rougeL"], label=display_name(run), clip_on=False, **style)
+        ax.set(xlabel=COST_COLUMNS[key][0], xlim=(0, 1.1 * costs[key].max()))
+    figure.supylabel("ROUGE-L", fontsize="medium")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
+    return figure

@@ -17,10 +17,10 @@ VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
 SCORES = """Mean F1 with 95 % intervals over dialogues (bootstrap), and over seeds if there are several: their number, \
 lowest and highest ROUGE-L stand beside. *lead-2* is a dialogue's first two turns. *Share of the human gap*: where \
 ROUGE-L lies between the best baseline (0 %) and humans against each other (100 %), if they are clearly above it."""
+PLANNED = "The one comparison that was planned before the runs were made: its p-values need no correction."
 TESTS = """p by a permutation test over dialogues, with several seeds by the bootstrap; Holm's correction is for the \
 number of pairs. TOST: below 0.05 two runs are as good as each other within 0.01 ROUGE-1. A true difference of the \
 *minimum detectable effect* is found 4 times of 5; smaller ones mostly go unseen."""
-PLANNED = "The one comparison that was planned before the runs were made: its p-values need no correction."
 BAYES_RISK = """Of several summaries drawn from the model the one that agrees best with the others (mean of ROUGE-1, \
 -2 and -L): apart, since it optimizes the measure. What is gained is over the same run's own summaries, scored above."""
 
@@ -39,7 +39,7 @@ def table(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
     for run in runs:
         config = run.config
         row = {"run": run.name, "seed": config.seed, "model": Path(config.model).name}
-        row |= of_runs([run], test)[0].columns(*TYPES)
+        row |= of_runs([run], test)[0].columns()
         row |= {name: value for name, value in run.metrics.items() if name not in TYPES}
         row |= {"data_hash": config.data_fingerprint, "model_hash": config.model_fingerprint, "key": config.key}
         row |= {name: run.environment.get(name, "") for name in ("date", "device", *VERSIONS)}
@@ -49,24 +49,23 @@ def table(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
 
 def text(runs: Sequence[Run], test: datasets.Dataset) -> str:
     """The same to read: the table with baselines and humans, the tests of all differences, and how it was made."""
-    systems, made = all_systems(runs, test), table(runs, test)
+    systems = all_systems(runs, test)
     ours = [one for one in systems if one.kind == "run"]
+    tables = {
+        f"# Results of {runs[0].config.experiment}\n\n{SCORES}": leaderboard(systems, test),
+        f"## Is LoRA as good as full fine-tuning?\n\n{PLANNED}": planned_comparison(ours),
+        f"## Differences in ROUGE-L\n\n{TESTS}": pairwise(ours, "rougeL"),
+        f"## Decoded by minimum Bayes risk\n\n{BAYES_RISK}": by_minimum_bayes_risk(runs),
+    }
+    sections = []
+    for introduction, shown in tables.items():
+        if len(shown):
+            shown = shown.rename(index=lambda name: name.replace(" (reference)", ""))  # they lie beside the records
+            sections += [introduction, shown.to_markdown(disable_numparse=True)]
+    made = table(runs, test).astype(str)
     about = ("signature", "seed", "model", "model_hash", "data_hash", "device", *VERSIONS, "key")
-    sections = [
-        f"# Results of {runs[0].config.experiment}",
-        *_section(SCORES, leaderboard(systems, test)),
-        *_section(f"## Is LoRA as good as full fine-tuning?\n\n{PLANNED}", planned_comparison(ours)),
-        *_section(f"## Differences in ROUGE-L\n\n{TESTS}", pairwise(ours, "rougeL")),
-        *_section(f"## Decoded by minimum Bayes risk\n\n{BAYES_RISK}", by_minimum_bayes_risk(runs)),
-        "## How they were made",
-        "\n".join(f"- {name}: {', '.join(dict.fromkeys(made[name].astype(str)))}" for name in about),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _section(introduction: str, table: pd.DataFrame) -> list[str]:
-    table = table.rename(index=lambda name: name.replace(" (reference)", ""))  # it lies beside the records themselves
-    return [introduction, table.to_markdown(disable_numparse=True)] if len(table) else []
+    origins = [f"- {name}: {', '.join(made[name].unique())}" for name in about]
+    return "\n\n".join([*sections, "## How they were made", "\n".join(origins)]) + "\n"
 
 
 def by_minimum_bayes_risk(runs: Sequence[Run]) -> pd.DataFrame:
@@ -77,8 +76,8 @@ def by_minimum_bayes_risk(runs: Sequence[Run]) -> pd.DataFrame:
             record = read_json(path.with_suffix(".json"))
             row = {"run": display_name(run), "samples": record["samples"], "temperature": record["temperature"]}
             row |= {HEADINGS[name]: from_columns(record, name) for name in TYPES}
-            for name in ("rouge1", "rougeL"):
-                row[f"{HEADINGS[name]} gained"] = from_columns(record["over_own"], name, "+.3f")
+            over = record["over_own"]
+            row |= {f"{HEADINGS[name]} gained": from_columns(over, name, "+.3f") for name in ("rouge1", "rougeL")}
             row["seconds"] = f"{record['sample_seconds'] + record['choose_seconds']:.0f}"
             rows.append(row | {"device": record["device"]})
     return pd.DataFrame(rows).set_index("run") if rows else pd.DataFrame()

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from ..intervals import RESAMPLES, resampled_means
 
 MARGIN = 0.01  # of ROUGE-1: the largest difference that "as good as" allows
+DETECTABLE = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # standard errors: found at 5 % with 80 % power
 
 
 @dataclass(frozen=True)
@@ -29,69 +31,40 @@ class Difference:
     minimum_detectable: float  # the smallest true difference that so many dialogues show with 80 % power
 
 
-def compare(
-    one: ArrayLike, other: ArrayLike, *, margin: float = MARGIN, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
+def compare(one: ArrayLike, other: ArrayLike, *, margin: float = MARGIN, resamples: int = RESAMPLES) -> Difference:
     """`one` minus `other`, both scored on the same dialogues, as (dialogues,) or (seeds, dialogues).
 
-    With one seed each the p-value is of a permutation test over dialogues, and about these two checkpoints. With
-    several it is of the bootstrap over seeds and dialogues, shifted to no difference, and about the methods.
-
-    Raises:
-        ValueError: They are not scored on the same number of dialogues.
+    With one seed each the p-value is of a permutation test: under no difference each dialogue's gap may change sign. It
+    is about these two checkpoints. With several seeds it is of the bootstrap over seeds and dialogues, shifted to no
+    difference, and about the methods. Raises `ValueError` where they are not scored on as many dialogues.
     """
     first, second = (np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (one, other))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"Scores of {first.shape[1]} and {second.shape[1]} dialogues cannot be paired.")
     gaps = first.mean(axis=0) - second.mean(axis=0)
     mean = float(gaps.mean())
-    resampled = resampled_means(first, resamples=resamples, seed=seed, system=1)
-    resampled = resampled - resampled_means(second, resamples=resamples, seed=seed, system=2)
+    resampled = resampled_means(first, resamples=resamples, system=1)
+    resampled = resampled - resampled_means(second, resamples=resamples, system=2)
     low, high = np.percentile(resampled, [2.5, 97.5])
     if max(len(first), len(second)) > 1:
         p = (1 + np.sum(np.abs(resampled - mean) >= abs(mean) - 1e-12)) / (resamples + 1)
         error = float(resampled.std())
     else:
-        p = permutation_test(gaps, resamples=resamples, seed=seed)
+        options = {"permutation_type": "samples", "batch": 1000}  # in batches, so that memory stays small
+        p = stats.permutation_test((gaps,), np.mean, n_resamples=resamples, rng=0, **options).pvalue
         error = float(stats.sem(gaps)) if len(gaps) > 1 else 0.0
-    p_equivalent = tost(mean, error, len(gaps), margin)
-    return Difference(mean, float(low), float(high), float(p), p_equivalent, minimum_detectable_effect(error))
-
-
-def permutation_test(gaps: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
-    """The two-sided p-value of a paired test: under no difference, each dialogue's gap (dialogues,) may change sign.
-
-    Of at most `resamples` assignments of signs all are tried, else so many are drawn.
-    """
-    data = (np.asarray(gaps, dtype=float),)
-    options = {"permutation_type": "samples", "batch": 1000}  # in batches, so that memory stays small
-    return float(stats.permutation_test(data, np.mean, n_resamples=resamples, rng=seed, **options).pvalue)
+    return Difference(mean, float(low), float(high), float(p), tost(mean, error, len(gaps), margin), DETECTABLE * error)
 
 
 def tost(mean: float, error: float, dialogues: int, margin: float = MARGIN) -> float:
-    """The p-value of two one-sided t-tests: that the true difference is `margin` or more, on either side.
-
-    Below 0.05 the two are equivalent within the margin, which is the case where the 90 % interval lies inside it.
-    `error` is the standard error of the observed mean.
-    """
+    """The p-value of two one-sided t-tests, of a mean with this standard error: that it truly is `margin` or more."""
     if error == 0:
         return 0.0 if abs(mean) < margin else 1.0
-    student = stats.t(max(dialogues - 1, 1))
-    return float(max(student.sf((mean + margin) / error), student.cdf((mean - margin) / error)))
-
-
-def minimum_detectable_effect(error: float, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided test at 5 % finds with this power, for a standard error of it."""
-    return float((stats.norm.ppf(0.975) + stats.norm.ppf(power)) * error)
+    return float(stats.t(max(dialogues - 1, 1)).sf((margin - abs(mean)) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for how many there are (Holm 1979): the smallest times m, the next times m - 1, never falling.
-
-    Deciding each by its corrected value keeps the chance of any false positive among all of them below 5 %.
-    """
-    values = np.asarray(p_values, dtype=float)
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty_like(values)
-    corrected[order] = np.maximum.accumulate(np.arange(len(values), 0, -1) * values[order]).clip(max=1)
-    return corrected.tolist()
+    """P-values corrected for their number m (Holm 1979): the smallest times m, the next times m - 1, never falling."""
+    rising = pd.Series(p_values, dtype=float).sort_values(kind="stable")
+    corrected = (rising * range(len(rising), 0, -1)).cummax().clip(upper=1)
+    return corrected.sort_index().tolist()

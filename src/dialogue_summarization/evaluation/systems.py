@@ -1,4 +1,4 @@
-"""What is compared: our runs, baselines without a model, the humans who wrote the references, systems of others.
+"""What is compared: our runs, baselines without a model, the humans who wrote the references, summaries in files.
 
 All are scored in one way on the same test dialogues, and stay apart by their kind. `published_scores.csv` holds systems
 of others on DialogSum: where their predictions come from, and what these scored here.
@@ -9,17 +9,17 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
+from ..data import read_rows
 from ..errors import DataError
 from ..intervals import interval
 from ..report import display_name, predictions, with_interval
-from ..rouge import TYPES, score_pairs
+from ..rouge import TYPES, score_dialogues, score_pairs
 from ..runs import Run
 
 KINDS = ("human", "published", "run", "file", "baseline")
@@ -33,8 +33,8 @@ class System:
     name: str
     kind: str  # one of KINDS
     f1: np.ndarray  # the mean over a dialogue's references: the headline
-    best: np.ndarray | None = None  # of all references; None for humans, who have one less
-    best_of_others: np.ndarray | None = None  # of all references but one, as a human has; None for single references
+    best: np.ndarray | None = None  # of all references; NaN for humans, who have one less
+    best_of_others: np.ndarray | None = None  # of all references but one, as a human has; NaN for single references
     runs: tuple[Run, ...] = ()
 
     def scores(self, measure: str) -> np.ndarray:
@@ -47,10 +47,10 @@ class System:
     def interval(self, measure: str) -> tuple[float, float]:
         return interval(self.scores(measure))
 
-    def columns(self, *measures: str) -> dict[str, float]:
-        """Scores and intervals as numbers for files, as `to_columns` names them."""
+    def columns(self) -> dict[str, float]:
+        """All scores and intervals as numbers for files, as `to_columns` names them."""
         columns = {}
-        for name in measures:
+        for name in TYPES:
             columns |= to_columns(name, self.score(name), self.interval(name))
         return columns
 
@@ -65,101 +65,123 @@ def from_columns(columns: Mapping[str, float], name: str, spec: str = ".3f") -> 
     return with_interval(columns[name], (columns[f"{name}_low"], columns[f"{name}_high"]), spec)
 
 
-def from_pairs(name: str, kind: str, tables: Sequence[pd.DataFrame], runs: Sequence[Run] = ()) -> System:
-    """A system from its scores against each reference, one table of `rouge.score_pairs` per seed."""
-    grouped = [table.groupby(level="dialogue") for table in tables]
-    mean, best = (np.stack([group.agg(how) for group in grouped]) for how in ("mean", "max"))
-    left_out = [leave_one_out_best(table) for table in tables]
-    complete = all(len(scores) == mean.shape[1] for scores in left_out)
-    return System(name, kind, mean, best, np.stack(left_out) if complete else None, tuple(runs))
+def from_texts(name: str, kind: str, texts: list[list[str]], test: Dataset, runs: Sequence[Run] = ()) -> System:
+    """A system from its summaries of the test dialogues, a list per seed."""
+    tables = [score_pairs(summaries, list(test["summaries"])) for summaries in texts]
+    mean, best = (np.stack([table.groupby(level="dialogue").agg(how) for table in tables]) for how in ("mean", "max"))
+    return System(name, kind, mean, best, np.stack([leave_one_out_best(table) for table in tables]), tuple(runs))
 
 
 def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per dialogue: the best reference among all but one, the mean over which one is left out.
 
-    So a system, which has k references, is put on a level with a human, who is one of the k and has k - 1. `scores` are
-    those of `score_pairs`; dialogues with one reference are left out.
+    That puts a system on a level with a human, who is one of the k references and has k - 1. Without the best reference
+    the second is best, without another the best is. `scores` are those of `score_pairs`; NaN for single references.
     """
-    best = []
-    for reference, left_out in scores.groupby(level="reference"):
-        others = scores.drop(index=reference, level="reference").groupby(level="dialogue").max()
-        best.append(others.reindex(left_out.index.droplevel("reference")).dropna())
-    return pd.concat(best).groupby(level="dialogue").mean()
+    dialogues = scores.groupby(level="dialogue")
+    best = dialogues.max()
+    second = scores[dialogues.rank(method="first", ascending=False) > 1].groupby(level="dialogue").max()
+    return best - (best - second).div(dialogues.size(), axis=0)
 
 
-def of_runs(runs: Sequence[Run], test: datasets.Dataset) -> list[System]:
+def of_runs(runs: Sequence[Run], test: Dataset) -> list[System]:
     """A system per method: runs that differ in nothing but their seed are one method. Raises `DataError`."""
-    methods: dict[str, list[Run]] = {}
-    for run in runs:
-        methods.setdefault(display_name(run, seed=False), []).append(run)
-    references = list(test["summaries"])
-    return [
-        from_pairs(name, "run", [score_pairs(predictions(run, test), references) for run in several], several)
-        for name, several in methods.items()
-    ]
+    names = pd.Series([display_name(run, seed=False) for run in runs], dtype=object)
+    methods = pd.Series(list(runs), dtype=object).groupby(names, sort=False)
+    return [from_texts(name, "run", [predictions(run, test) for run in seeds], test, seeds) for name, seeds in methods]
 
 
-def lead(dialogue: str, turns: int) -> str:
-    """The dialogue's first turns."""
-    return " ".join(dialogue.splitlines()[:turns])
-
-
-def longest(dialogue: str) -> str:
-    """The dialogue's longest turn, the first of them where there are several."""
-    return max(dialogue.splitlines(), key=len)
-
-
-def random_turns(dialogue: str, turns: int = 2, seed: int = 0) -> str:
-    """Turns drawn without replacement, in their order; the same for the same dialogue and seed."""
-    lines = dialogue.splitlines()
-    drawn = random.Random(f"{seed} {dialogue}").sample(range(len(lines)), min(turns, len(lines)))
-    return " ".join(lines[place] for place in sorted(drawn))
-
-
-BASELINES = {f"lead-{turns}": partial(lead, turns=turns) for turns in (1, 2, 3)}
-BASELINES |= {"longest turn": longest, "2 random turns": random_turns}
-
-
-def baselines(test: datasets.Dataset) -> list[System]:
+def baselines(test: Dataset) -> list[System]:
     """What copying turns scores: a model that does no better has learnt nothing about summaries."""
-    references = list(test["summaries"])
-    return [
-        from_pairs(name, "baseline", [score_pairs(list(map(copy, test["dialogue"])), references)])
-        for name, copy in BASELINES.items()
+    copies = pd.DataFrame(map(copied_turns, test["dialogue"]))
+    return [from_texts(name, "baseline", [copies[name].tolist()], test) for name in copies]
+
+
+def copied_turns(dialogue: str) -> dict[str, str]:
+    """What each baseline copies of a dialogue; turns drawn at random are the same for the same dialogue."""
+    turns = dialogue.splitlines()
+    drawn = random.Random(f"0 {dialogue}").sample(range(len(turns)), min(2, len(turns)))
+    copies = {f"lead-{count}": turns[:count] for count in (1, 2, 3)}
+    copies |= {"longest turn": [max(turns, key=len)], "2 random turns": [turns[place] for place in sorted(drawn)]}
+    return {name: " ".join(lines) for name, lines in copies.items()}
+
+
+def human_baseline(test: Dataset) -> list[System]:
+    """Each human against the others of the same dialogue, then the mean over humans; none for single references."""
+    humans = [
+        (number, text, several[:place] + several[place + 1 :])
+        for number, several in enumerate(test["summaries"])
+        for place, text in enumerate(several)
     ]
-
-
-def human_baseline(test: datasets.Dataset) -> System | None:
-    """Each human against the others of the same dialogue, then the mean over humans; None for single references."""
-    references = list(test["summaries"])
-    if min(map(len, references)) < 2:
-        return None
-    humans = [(dialogue, place) for dialogue, several in enumerate(references) for place in range(len(several))]
-    texts = [references[dialogue][place] for dialogue, place in humans]
-    others = [references[dialogue][:place] + references[dialogue][place + 1 :] for dialogue, place in humans]
+    dialogues, texts, others = map(list, zip(*humans, strict=True))
+    if not all(others):
+        return []
     each = score_pairs(texts, others).groupby(level="dialogue")  # a human stands for a dialogue here
-    dialogues = [dialogue for dialogue, _ in humans]
     mean, best = (scores.groupby(dialogues).mean().to_numpy()[None] for scores in (each.mean(), each.max()))
-    return System("humans, each against the others", "human", mean, None, best)
+    return [System("humans, each against the others", "human", mean, np.full_like(mean, np.nan), best)]
 
 
-def published_scores(test: datasets.Dataset) -> pd.DataFrame:
+def of_file(
+    name: str, path: Path, column: str, test: Dataset, *, kind: str = "file", allow_missing: bool = False
+) -> tuple[System, list[str] | None]:
+    """A system from a file of summaries, and its summaries, one per dialogue; None where there are several of one.
+
+    In a file with a row per reference summaries of one dialogue may differ. Each then counts against its own reference;
+    the best reference would be the best of several tries, and is left out. Raises what `load_predictions` raises.
+    """
+    texts = load_predictions(path, column, test, allow_missing=allow_missing)
+    if len(texts) > len(test):
+        references = pd.Series(list(test["summaries"])).explode()  # by the number of their dialogue
+        summaries = pd.Series(texts).groupby(references.index)
+        if summaries.nunique().max() > 1:
+            scores = score_dialogues(texts, [[reference] for reference in references])
+            return System(name, kind, scores.groupby(references.index).mean().to_numpy()[None]), None
+        texts = summaries.first().tolist()
+    return from_texts(name, kind, [texts], test), texts
+
+
+def load_predictions(path: Path, column: str, split: Dataset, *, allow_missing: bool = False) -> list[str]:
+    """Summaries in a file: a row per dialogue, found by its `id`, or else a row per reference in the split's order.
+
+    Raises `DataError`, which counts and names ids that are missing, unknown or repeated and summaries that are empty.
+    With `allow_missing` dialogues without a row, and empty summaries, count as empty summaries, which score 0.
+    """
+    rows = read_rows(path)
+    columns = list(rows[0]) if rows else []
+    if column not in columns:
+        there = ", ".join(columns) or "no rows"
+        raise DataError(f"{path}: there is no column {column!r} (there are: {there}). Name it with --column.")
+    ids, expected = [str(row.get("id")) for row in rows], list(split["id"])
+    if "id" not in columns:
+        count = sum(map(len, split["summaries"]))
+        if len(rows) != count:
+            raise DataError(f"{path}: no column 'id', and {len(rows)} rows where the split has {count} references.")
+        ids = expected = [f"row {number}" for number in range(1, count + 1)]
+    texts = pd.Series([str(row[column] or "").strip() for row in rows], ids, dtype=object)
+    problems = {"repeated": texts.index[texts.index.duplicated()], "unknown": texts.index.difference(expected)}
+    if not allow_missing:
+        problems["missing"] = pd.Index(expected).difference(texts.index, sort=False)
+        problems["empty"] = texts.index[texts == ""]
+    said = "; ".join(f"{kind}: {_count(list(ids))}" for kind, ids in problems.items() if len(ids))
+    if said:
+        advice = "With --allow-missing those missing or empty count as empty summaries, which score 0."
+        raise DataError(f"{path} does not have one summary for each dialogue. {said}. {advice}")
+    return texts.reindex(expected, fill_value="").tolist()
+
+
+def _count(ids: list[str]) -> str:
+    shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    return f"{len(ids)} {'id' if len(ids) == 1 else 'ids'} ({shown})"
+
+
+def published_scores(test: Dataset) -> pd.DataFrame:
     """The committed table of published systems, a row each; empty where these are not the dialogues they summarized."""
     content = json.dumps([list(test["id"]), list(test["dialogue"]), list(test["summaries"])])
     table = pd.read_csv(Path(__file__).with_name("published_scores.csv"), encoding="utf-8").set_index("system")
     return table if hashlib.sha256(content.encode()).hexdigest()[:16] == DIALOGSUM_TEST else table[:0]
 
 
-def published(test: datasets.Dataset, folder: str | Path) -> list[System]:
+def published(test: Dataset, folder: str | Path) -> list[System]:
     """The published systems whose predictions are in a folder, scored on the test split. Raises `DataError`."""
-    systems = []
-    for name, row in published_scores(test).iterrows():
-        path = Path(folder) / row["file"]
-        if path.exists():
-            texts = pd.read_csv(path, keep_default_na=False)[row["column"]].tolist()
-            if len(texts) == 3 * len(test):  # a row per reference, the same for all of a dialogue
-                texts = texts[::3]
-            if len(texts) != len(test):
-                raise DataError(f"{path} does not have a summary of each of the {len(test)} test dialogues.")
-            systems.append(from_pairs(name, "published", [score_pairs(texts, list(test["summaries"]))]))
-    return systems
+    rows = [(row, Path(folder) / row.file) for row in published_scores(test).itertuples()]
+    return [of_file(row.Index, path, row.column, test, kind="published")[0] for row, path in rows if path.exists()]

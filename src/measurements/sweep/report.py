@@ -87,7 +87,9 @@ def methods(tested: Sequence[systems.System], trials: pd.DataFrame) -> pd.DataFr
         trial = own.iloc[place]
         end = {0: "<", len(own) - 1: ">"}.get(place, "") if len(own) > 1 else ""
         row = {"method": one.name, "rate": f"{end}{trial['learning_rate']:.2g}", "seeds": len(one.runs)}
-        row |= {report.HEADINGS[name]: systems.from_columns(one.columns(name), name) for name in rouge.TYPES[:3]}
+        row |= {
+            report.HEADINGS[name]: report.with_interval(one.score(name), one.interval(name)) for name in rouge.TYPES[:3]
+        }
         row |= {"over balanced": "–", "verdict": "–"}
         if one.name in distances:
             mean, low, high, row["verdict"] = distances[one.name]
