@@ -11,7 +11,7 @@ import pandas as pd
 from .. import generation, hardware, runs, study
 from ..errors import ConfigurationError, UserError
 from ..models import ModelBundle
-from ..report import display_name, texts_as_html
+from ..report import display_name
 
 
 def serve(options: Namespace) -> None:
@@ -71,5 +71,6 @@ def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue
     note = f"({tokens:,} tokens with the prompt)"
     if tokens > limit:
         note = f"is longer than the model takes: {tokens:,} tokens with the prompt, of {limit:,}. Its end was left out."
-    shown = escape(textwrap.shorten(text, 60, placeholder=" …"))
-    return f"<p>“{shown}” {note}</p>{texts_as_html(pd.DataFrame(rows).T).data}"
+    table = pd.DataFrame(rows).T.style.format(escape="html").format_index(escape="html")
+    table.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+    return f"<p>“{escape(textwrap.shorten(text, 60, placeholder=' …'))}” {note}</p>{table.to_html()}"

@@ -65,4 +65,6 @@ def print_models(_: Namespace) -> None:
         row = {"parameters": f"{model.parameters:,}", "prompt": model.prompt, "tokens": f"{model.max_prompt_tokens:,}"}
         rows[name] = {**row, **sizes, "fits here": model.fits(free_bytes)}
     print(pd.DataFrame(rows).T.to_string())
-    print(f"\nFree here: {free_bytes / GIB:.1f} GiB ({hardware.describe()['device']}). Activations come on top.")
+    print(
+        f"\nFree here: {free_bytes / GIB:.1f} GiB ({hardware.describe()['device']}). In fp32; activations come on top."
+    )

@@ -43,14 +43,13 @@ def run_experiment(options: Namespace) -> None:
     for method in methods:
         if method.name not in STUDY_RUNS:  # no notebook makes it; the last one compares it
             study.run(experiment, method, options.seed, outputs=outputs, force=options.force)
-    parameters = {"MODEL": model, "DATASET": dataset, "LIMIT": options.limit, "SEED": options.seed}
-    parameters |= {"FORCE": options.force, "OUTPUTS": str(outputs) if options.outputs else None}
-    parameters["EXPERIMENT"] = options.command if options.command != "quickstart" else None
+    parameters = {"EXPERIMENT": options.command, "MODEL": model, "DATASET": dataset, "LIMIT": options.limit}
+    parameters |= {"SEED": options.seed, "FORCE": options.force, "OUTPUTS": options.outputs and str(outputs)}
+    defaults = ("quickstart", ",".join(STUDY_RUNS), None, 0, False)
     taught = [name for name in names if name in STUDY_RUNS]
     for notebook in sorted({MADE_BY.get(name, NOTEBOOKS[2]) for name in taught} | {NOTEBOOKS[3]}):
-        shown = names if notebook == NOTEBOOKS[3] else taught
-        parameters["RUNS"] = ",".join(shown) if shown != list(STUDY_RUNS) else None
-        changed = {name: value for name, value in parameters.items() if value}  # None, 0 and False are the defaults
+        parameters["RUNS"] = ",".join(names if notebook == NOTEBOOKS[3] else taught)
+        changed = {name: value for name, value in parameters.items() if value not in defaults}
         execute(data.ROOT / "notebooks" / f"{notebook}.ipynb", folder / "notebooks", changed)
 
     made = runs.collect(experiment.name, outputs)
