@@ -59,12 +59,10 @@ def print_models(_: Namespace) -> None:
 
     from .. import hardware
 
-    free_bytes, rows = hardware.free_memory(), {}
+    free, rows = hardware.free_memory(), {}
     for name, model in BASE_MODELS.items():
         sizes = {f"{use} GiB": f"{model.gib(use):.1f}" for use in BYTES_PER_PARAMETER}
         row = {"parameters": f"{model.parameters:,}", "prompt": model.prompt, "tokens": f"{model.max_prompt_tokens:,}"}
-        rows[name] = {**row, **sizes, "fits here": model.fits(free_bytes)}
+        rows[name] = {**row, **sizes, "fits here": model.fits(free)}
     print(pd.DataFrame(rows).T.to_string())
-    print(
-        f"\nFree here: {free_bytes / GIB:.1f} GiB ({hardware.describe()['device']}). In fp32; activations come on top."
-    )
+    print(f"\nFree here: {free / GIB:.1f} GiB ({hardware.describe()['device']}). In fp32; activations come on top.")
