@@ -92,7 +92,7 @@ def load_model(
         folder = weights or Path(path)
         raise ModelError(
             f"{find_corrupt_file(folder) or folder} cannot be loaded ({error}). Fetch or copy it anew; "
-            f"remove a run's folder to train it again. Weights must be safetensors: loading pickled ones runs their code."
+            f"remove a run's folder to train it again. Weights must be safetensors: pickled ones could run code."
         ) from error
     if is_adapter and model.active_peft_config.is_prompt_learning:
         model = further_methods().number_positions(model)

@@ -27,4 +27,4 @@ def test_a_class_gets_the_exercises_without_answers_and_outputs(tmp_path, capsys
         assert [cell.source for cell in code[0]] == [cell.source for cell in code[1]]
         assert not [cell for cell in code[1] if cell.outputs or cell.execution_count]
     assert cli.main(["class", str(tmp_path / "class")]) == 1
-    assert "01_zero_shot" in capsys.readouterr().err
+    assert f"{tmp_path / 'class'} is there already" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import sys
 
 import forked
 
-from dialogue_summarization import hardware, runs
+from dialogue_summarization import hardware
 from dialogue_summarization.commands import cli, doctor
 from dialogue_summarization.experiments import EXPERIMENTS
 
@@ -26,18 +26,17 @@ def test_what_keeps_the_quickstart_from_running_is_said(monkeypatch, capsys):
     assert "Packaged model: The packaged model is not installed" in printed.out
 
 
-def test_too_little_memory_or_disk_is_a_reason(monkeypatch):
+def test_too_little_memory_is_a_reason(monkeypatch):
     quickstart = EXPERIMENTS["quickstart"]
-    assert doctor.problems(quickstart, runs.OUTPUTS, "silent", []) == []
+    assert doctor.problems(quickstart, "silent", []) == []
     monkeypatch.setattr(hardware, "free_memory", lambda: hardware.GIB)
-    monkeypatch.setattr(doctor, "free_disk", lambda _: hardware.GIB // 2)
-    memory, disk = doctor.problems(quickstart, runs.OUTPUTS, "silent", [])
-    assert "of memory, and 1.0 are free" in memory and "disk" in disk and "0.5 are free" in disk
+    [memory] = doctor.problems(quickstart, "silent", [])
+    assert "5.0 GiB of memory, and 1.0 are free" in memory
 
 
 def test_a_cached_model_needs_no_hub():
     flan = EXPERIMENTS["flan-t5-base-dialogsum"]
-    missing = doctor.problems(flan, runs.OUTPUTS, "the Hub is silent", [flan.model])
+    missing = doctor.problems(flan, "the Hub is silent", [flan.model])
     assert not any(flan.model in line for line in missing)
     assert any(flan.dataset in line and "the Hub is silent" in line for line in missing)
-    assert not any("cache" in line for line in doctor.problems(flan, runs.OUTPUTS, None, []))
+    assert not any("cache" in line for line in doctor.problems(flan, None, []))

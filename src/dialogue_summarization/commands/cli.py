@@ -1,16 +1,4 @@
-"""The arguments of the command `study`. Each command is imported when it runs, so that `--help` answers at once."""
-
-import argparse
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from .. import __version__
-from ..errors import UserError
-from ..experiments import EXPERIMENTS, METHODS
-from ..methods.table import FURTHER_METHODS
-
-DESCRIPTION = """\
+"""\
 Fine-tune a small language model to summarize dialogues, and compare zero-shot, full fine-tuning and LoRA.
 
   study                                     the quickstart: notebooks 01 to 04, minutes on a CPU, no network
@@ -20,6 +8,16 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study compare quickstart/full quickstart/lora-balanced
   study summarize quickstart/full dialogue.txt
 """
+
+import sys
+from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..errors import UserError
+from ..experiments import EXPERIMENTS, METHODS
+from ..methods.table import FURTHER_METHODS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,58 +37,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _function(command: str) -> Callable[[argparse.Namespace], None]:
-    match command:
-        case "score":
-            from .score import score as function
-        case "compare":
-            from .score import compare as function
-        case "models":
-            from .models import print_models as function
-        case "summarize":
-            from .trained import summarize as function
-        case "mbr":
-            from .trained import decode as function
-        case "likelihood":
-            from .trained import measure_likelihoods as function
-        case "export":
-            from .export import export_command as function
-        case "demo":
-            from .demo import serve as function
-        case "doctor":
-            from .doctor import report as function
-        case "class":
-            from .notebooks import copy_for_class as function
-        case _:
-            from .notebooks import run_experiment as function
-    return function
+def _function(command: str) -> Callable[[Namespace], None]:
+    from . import notebooks  # here, so that `--help` answers at once
+
+    if command in EXPERIMENTS:
+        return notebooks.run_experiment
+    from . import demo, doctor, export, models, score, trained
+
+    return {
+        "score": score.score,
+        "compare": score.compare,
+        "models": models.print_models,
+        "summarize": trained.summarize,
+        "mbr": trained.decode,
+        "likelihood": trained.measure_likelihoods,
+        "export": export.export_command,
+        "demo": demo.serve,
+        "doctor": doctor.report,
+        "class": notebooks.copy_for_class,
+    }[command]
 
 
-def _parser() -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("study", description=DESCRIPTION, formatter_class=layout)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("study", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="experiments and commands", metavar="", dest="command")
 
-    def add(name: str, text: str, *parents: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+    def add(name: str, text: str, *parents: ArgumentParser) -> Callable[..., Action]:
         return commands.add_parser(name, help=text, description=text, parents=parents).add_argument
 
-    for experiment in EXPERIMENTS.values():
-        option = add(experiment.name, experiment.title)
-        runs = f"which runs, of: {', '.join([*METHODS, *FURTHER_METHODS])} (default: %(default)s)"
-        option("--runs", default=",".join(experiment.runs), metavar="RUN,RUN", help=runs)
-        option("--model", metavar="SOURCE", help="another: a name that `study models` lists, a Hub id, or a folder")
-        sources = "other data: a Hub id, or a folder with train, validation and test as .csv or .jsonl"
-        option("--dataset", metavar="SOURCE", help=sources)
-        option("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
-        option("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
-        option("--outputs", type=Path, metavar="DIR", help="where runs are written (default: outputs)")
-        option("--force", action="store_true", help="run again what is done already")
-        processes = "train on N GPUs of this machine (default: 1); without any, in N processes on the CPU"
-        option("--gpus", type=int, default=1, metavar="N", help=processes)
-
     # What several commands take.
-    a_run, data, outputs, scoring = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    a_run, data, outputs, scoring = (ArgumentParser(add_help=False) for _ in range(4))
     a_run.add_argument("run", type=Path, metavar="RUN", help="a run, as quickstart/full, or its folder")
     data.add_argument("--dataset", metavar="SOURCE", help="a Hub id or a folder (default: the run's own)")
     outputs.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are (default: outputs)")
@@ -98,39 +75,40 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--column", default="prediction", help="the column with the summaries (default: prediction)")
     scoring.add_argument("--allow-missing", action="store_true", help="score missing and empty summaries as empty")
 
+    runs = f"which runs, of: {', '.join([*METHODS, *FURTHER_METHODS])} (default: %(default)s)"
+    for experiment in EXPERIMENTS.values():
+        option = add(experiment.name, experiment.title, outputs)
+        option("--runs", default=",".join(experiment.runs), metavar="RUN,RUN", help=runs)
+        option("--model", metavar="SOURCE", help="another: a name that `study models` lists, a Hub id, or a folder")
+        option("--dataset", metavar="SOURCE", help="other data: a Hub id, or a folder (see data/README.md)")
+        option("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
+        option("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
+        option("--force", action="store_true", help="run again what is done already")
+        option("--gpus", type=int, default=1, metavar="N", help="train on N GPUs, or in N processes on a CPU")
+
     option = add("score", "ROUGE with 95 %% intervals, and more, of a run or a CSV of summaries", data, scoring)
     option("predictions", type=Path, help="a run; or a CSV with a row per dialogue (id, prediction) or per reference")
     option("--json", action="store_true", help="one JSON object instead of a table")
-
     option = add("compare", "test runs, or files of summaries, against each other on the same dialogues", data, scoring)
     option("runs", nargs="+", type=Path, metavar="RUN", help="as quickstart/full (all its seeds), a folder, or a CSV")
     option("--measure", default="rougeL", choices=("rouge1", "rouge2", "rougeL", "rougeLsum"))
-
     add("models", "list base models and what fits this machine")
-
     option = add("summarize", "summarize a dialogue with a trained model", a_run)
     option("file", metavar="FILE", help="a text file with a dialogue, or - for standard input")
-
     option = add("mbr", "choose among sampled summaries for minimum Bayes risk, and keep the record", a_run, data)
     option("--split", default="test", choices=("validation", "test"), help="settings are chosen on validation")
     option("--samples", type=int, default=16, metavar="N", help="per dialogue (default: 16)")
     option("--temperature", type=float, default=1.0, help="default: 1")
     option("--epsilon", type=float, default=0.02, help="least probability of a token that is drawn (default: 0.02)")
     option("--seed", type=int, default=0, help="of the draws (default: 0)")
-
     add("likelihood", "test how often a run's model finds a reference likelier than a wrong summary", a_run, data)
-
     option = add("export", "write a trained model or adapter, with a card, and check that it loads alone", a_run)
     option("folder", type=Path, metavar="DIR", help="a new folder")
     option("--merge", action="store_true", help="a whole model, with the adapter in its weights")
-
     option = add("demo", "a web page on this machine to try the trained runs (extra: uv sync --extra demo)", outputs)
     option("experiment", nargs="?", default="quickstart", metavar="EXPERIMENT", help="its name (default: quickstart)")
-    hosts = "0.0.0.0 lets everyone in the network use the page (default: 127.0.0.1, this machine alone)"
-    option("--host", default="127.0.0.1", metavar="ADDRESS", help=hosts)
-
+    option("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network use the page (default: 127.0.0.1)")
     add("doctor", "what this machine has, and which experiments it can run", outputs)
-
     option = add("class", "copy the notebooks for a class, without outputs and answers")
     option("folder", type=Path, metavar="FOLDER", help="where the copies go: in the clone, beside notebooks/")
     return parser

@@ -6,19 +6,16 @@ from argparse import Namespace
 from collections.abc import Sequence
 from html import escape
 
+import pandas as pd
+
 from .. import generation, hardware, runs, study
-from ..errors import ConfigurationError, NotEnoughMemory, UserError
+from ..errors import ConfigurationError, UserError
 from ..models import ModelBundle
 from ..report import display_name
 
 
 def serve(options: Namespace) -> None:
-    """Serve the page until interrupted. It fetches nothing from elsewhere and reports to no one.
-
-    Raises:
-        ConfigurationError: No run has its weights here, or the address cannot be used.
-        UserError: Gradio is missing.
-    """
+    """Serve the page until interrupted. It fetches nothing from elsewhere and reports to no one. Raises `UserError`."""
     try:
         import gradio
     except ImportError:
@@ -30,24 +27,18 @@ def serve(options: Namespace) -> None:
         lambda dialogue: answer(records, bundles, dialogue),
         gradio.Textbox(label="Dialogue", lines=8, max_lines=20, placeholder="#Person1#: Hello.\n#Person2#: Hi!"),
         gradio.HTML(label="Summaries"),
-        title="Dialogue summaries",
-        description=f"Runs of {options.experiment} on {hardware.describe()['device']}.",
+        title=f"Dialogue summaries: {options.experiment} on {hardware.describe()['device']}",
         submit_btn="Summarize",
         flagging_mode="never",
         concurrency_limit=1,  # a model that generates is set up for it: the next dialogue waits
         analytics_enabled=False,
     )
-    system_fonts = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    offline = {"theme": system_fonts, "footer_links": [], "enable_monitoring": False, "ssr_mode": False}
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    safe = {"theme": theme, "footer_links": [], "enable_monitoring": False, "ssr_mode": False, "max_file_size": 1}
     try:
-        # Files of one byte at most: the page takes none.
-        _, url, _ = page.launch(
-            server_name=options.host, quiet=True, prevent_thread_lock=True, max_file_size=1, **offline
-        )
+        _, url, _ = page.launch(server_name=options.host, quiet=True, prevent_thread_lock=True, show_error=True, **safe)
     except OSError as error:
         raise ConfigurationError(f"The page cannot be served at {options.host}: {error}") from None
-    if options.host not in ("localhost", "::1") and not options.host.startswith("127."):
-        print("Everyone in the network can use this page.")
     print(f"{', '.join(map(display_name, records))}: {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
@@ -59,31 +50,27 @@ def loadable(records: Sequence[runs.Run], experiment: str) -> list[runs.Run]:
     missing = [run for run in records if run.config.settings is not None and not run.weights]
     if missing:
         names = ",".join(dict.fromkeys(run.name for run in missing))
-        print(f"Left out, as their weights are not here: {', '.join(map(display_name, missing))}.")
-        print(f"`study {experiment} --runs {names}` makes them.")
+        print(f"Left out, as weights are not here: {names}.\n`study {experiment} --runs {names}` makes them.")
     return [run for run in records if run not in missing]
 
 
 def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue: str) -> str:
-    """HTML with each run's summary and its seconds, or with what is wrong; every text in it is escaped."""
+    """HTML with each run's summary and its seconds, and the dialogue's beginning; every text in it is escaped."""
     # A browser can send halves of characters, which no tokenizer takes.
     text = dialogue.encode("utf-8", "replace").decode().replace("\r\n", "\n").strip()
     if not text:
         return "<p>The dialogue is empty. Write one, each turn on a line of its own, as #Person1#: Hello.</p>"
-    rows = ["<tr><th>run</th><th>summary</th><th>seconds</th></tr>"]
+    rows = {}
     for run, bundle in zip(records, bundles, strict=True):
         start = time.perf_counter()
-        try:
-            with hardware.quiet():
-                [summary] = generation.summarize(bundle, [text], run.experiment.generation, progress=False)
-        except NotEnoughMemory as error:
-            return f"<p>{escape(str(error))}</p>"
-        markup = escape(summary).replace("\n", "<br>") or "<i>empty</i>"
-        seconds = f"{time.perf_counter() - start:.1f}"
-        rows.append(f"<tr><th>{escape(display_name(run))}</th><td>{markup}</td><td>{seconds}</td></tr>")
+        with hardware.quiet():
+            [summary] = generation.summarize(bundle, [text], run.experiment.generation, progress=False)
+        rows[display_name(run)] = {"summary": summary or "(empty)", "seconds": f"{time.perf_counter() - start:.1f}"}
     family = bundles[0].family
     tokens, limit = len(family.tokenizer(family.render(text), verbose=False)["input_ids"]), family.max_prompt_tokens
     note = f"({tokens:,} tokens with the prompt)"
     if tokens > limit:
         note = f"is longer than the model takes: {tokens:,} tokens with the prompt, of {limit:,}. Its end was left out."
-    return f"<p>“{escape(textwrap.shorten(text, 60, placeholder=' …'))}” {note}</p><table>{''.join(rows)}</table>"
+    table = pd.DataFrame(rows).T.style.format(escape="html").format_index(escape="html")
+    table.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+    return f"<p>“{escape(textwrap.shorten(text, 60, placeholder=' …'))}” {note}</p>{table.to_html()}"

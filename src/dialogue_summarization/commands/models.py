@@ -13,17 +13,13 @@ BYTES_PER_PARAMETER = {"use": 4, "LoRA": 4 + 0.02 * 16, "full": 16}
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model on the Hugging Face Hub.
-
-    `prompt` is how it takes the prompt's words, which are the same for all: in a turn of its `chat` template, as an
-    `instruction` that it was tuned to follow, or `to learn`, since it was not: zero-shot, it writes no summaries.
-    """
+    """A base model on the Hugging Face Hub."""
 
     hub_id: str
     architecture: str  # the `model_type` of its configuration
     parameters: int  # tied ones once
-    prompt: str
-    max_prompt_tokens: int  # the longest prompt that it takes, or was made for
+    prompt: str  # in a turn of its chat template, as an instruction, or to learn: zero-shot, it writes no summaries
+    max_prompt_tokens: int  # the longest prompt that it takes, or was made for; of chat models hardly any is longer
 
     def gib(self, use: str) -> float:
         """GiB that a use takes, one of `BYTES_PER_PARAMETER`."""
@@ -35,7 +31,6 @@ class BaseModel:
 
 
 _POSITIONS = 1024 - VIRTUAL_TOKENS  # BART and PEGASUS have 1,024, and prompt tuning needs some
-_CHAT = 1024  # positions reach to 8,192 and more, but hardly any dialogue does
 
 BASE_MODELS: dict[str, BaseModel] = {
     model.hub_id.rpartition("/")[2]: model
@@ -48,19 +43,14 @@ BASE_MODELS: dict[str, BaseModel] = {
         BaseModel("facebook/bart-base", "bart", 139_420_416, "to learn", _POSITIONS),
         BaseModel("facebook/bart-large", "bart", 406_291_456, "to learn", _POSITIONS),
         BaseModel("google/pegasus-large", "pegasus", 570_797_056, "to learn", _POSITIONS),
-        BaseModel("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", 134_515_008, "chat", _CHAT),
-        BaseModel("HuggingFaceTB/SmolLM2-360M-Instruct", "llama", 361_821_120, "chat", _CHAT),
-        BaseModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", "llama", 1_711_376_384, "chat", _CHAT),
-        BaseModel("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 494_032_768, "chat", _CHAT),
-        BaseModel("Qwen/Qwen3-0.6B", "qwen3", 596_049_920, "chat", _CHAT),
-        BaseModel("meta-llama/Llama-3.2-1B-Instruct", "llama", 1_235_814_400, "chat", _CHAT),  # behind a licence
+        BaseModel("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", 134_515_008, "chat", 1024),
+        BaseModel("HuggingFaceTB/SmolLM2-360M-Instruct", "llama", 361_821_120, "chat", 1024),
+        BaseModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", "llama", 1_711_376_384, "chat", 1024),
+        BaseModel("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 494_032_768, "chat", 1024),
+        BaseModel("Qwen/Qwen3-0.6B", "qwen3", 596_049_920, "chat", 1024),
+        BaseModel("meta-llama/Llama-3.2-1B-Instruct", "llama", 1_235_814_400, "chat", 1024),  # behind a licence
     )
 }
-
-
-def hub_id(model: str | None) -> str | None:
-    """The Hub id behind a short name; a folder, a Hub id or None as it is."""
-    return BASE_MODELS[model].hub_id if model in BASE_MODELS else model
 
 
 def print_models(_: Namespace) -> None:
@@ -69,11 +59,10 @@ def print_models(_: Namespace) -> None:
 
     from .. import hardware
 
-    free_bytes, rows = hardware.free_memory(), {}
+    free, rows = hardware.free_memory(), {}
     for name, model in BASE_MODELS.items():
         sizes = {f"{use} GiB": f"{model.gib(use):.1f}" for use in BYTES_PER_PARAMETER}
         row = {"parameters": f"{model.parameters:,}", "prompt": model.prompt, "tokens": f"{model.max_prompt_tokens:,}"}
-        rows[name] = {**row, **sizes, "fits here": model.fits(free_bytes)}
-    print(pd.DataFrame.from_dict(rows, orient="index").to_string())
-    print(f"\nFree here: {free_bytes / GIB:.1f} GiB ({hardware.describe()['device']}).")
-    print("Memory is that of fp32 weights, gradients and optimizer; activations come on top.")
+        rows[name] = {**row, **sizes, "fits here": model.fits(free)}
+    print(pd.DataFrame(rows).T.to_string())
+    print(f"\nFree here: {free / GIB:.1f} GiB ({hardware.describe()['device']}). In fp32; activations come on top.")

@@ -1,7 +1,4 @@
-"""Run an experiment's notebooks from the command line, and copy the notebooks for a class.
-
-Slow imports stand in the functions, so that an option that cannot be used is reported at once.
-"""
+"""Run an experiment's notebooks, and copy them for a class. Imports that are slow wait for options that can be used."""
 
 import re
 from argparse import Namespace
@@ -11,7 +8,7 @@ from pathlib import Path
 from .. import experiments
 from ..errors import ConfigurationError, UserError
 from ..experiments import STUDY_RUNS, Experiment, Method
-from .models import hub_id
+from .models import BASE_MODELS
 
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
 MADE_BY = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}  # the other runs of the study: NOTEBOOKS[2]
@@ -21,60 +18,49 @@ def run_experiment(options: Namespace) -> None:
     """Make the runs, by the notebooks that teach them, and print their results. Raises many kinds of `UserError`."""
     names = [name.strip() for name in options.runs.split(",") if name.strip()]
     methods = [experiments.method(name) for name in names]
-    model, dataset = hub_id(_absolute(options.model)), _absolute(options.dataset)
-    changes = {"model": model, "dataset": dataset, "limit": options.limit}
-    experiment = experiments.experiment(options.command, **changes)
+    model, dataset = _absolute(options.model), _absolute(options.dataset)
+    if model in BASE_MODELS:
+        model = BASE_MODELS[model].hub_id
+    experiment = experiments.experiment(options.command, model=model, dataset=dataset, limit=options.limit)
 
     from .. import data, report, runs, study
+    from ..acceleration.trainer import per_process_batch_size
+    from ..distributed import processes
     from ..prepared import lock_run, unlock
 
     outputs = (options.outputs or runs.OUTPUTS).resolve()
-    folder, source = outputs / experiment.name, data.ROOT / "notebooks"
-    if not source.exists():
-        raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
+    folder = outputs / experiment.name
     # Errors here, not in a notebook: bad data, and a run that another process is making.
     test = data.load(experiment)["test"]
     for name in names:
         unlock(lock_run(folder / name / f"seed-{options.seed}.partial"))
-    if options.gpus != 1:
-        _train_in_several_processes(experiment, methods, options, outputs)
+    if options.gpus > 1:
+        for settings in filter(None, map(experiment.settings_for, methods)):
+            per_process_batch_size(settings.batch_size, options.gpus)
+        processes.launch(options.gpus, make_runs, experiment, methods, options.seed, outputs, options.force)
         options.force = False  # the notebooks load what the processes made
-
     print(f"{experiment.name}: {', '.join(names)}")
     for method in methods:
         if method.name not in STUDY_RUNS:  # no notebook makes it; the last one compares it
             study.run(experiment, method, options.seed, outputs=outputs, force=options.force)
-    parameters = {"MODEL": model, "DATASET": dataset, "LIMIT": options.limit, "SEED": options.seed}
-    parameters |= {"FORCE": options.force, "OUTPUTS": str(outputs) if options.outputs else None}
-    parameters["EXPERIMENT"] = options.command if options.command != "quickstart" else None
+    parameters = {"EXPERIMENT": options.command, "MODEL": model, "DATASET": dataset, "LIMIT": options.limit}
+    parameters |= {"SEED": options.seed, "FORCE": options.force, "OUTPUTS": options.outputs and str(outputs)}
+    defaults = ("quickstart", ",".join(STUDY_RUNS), None, 0, False)
     taught = [name for name in names if name in STUDY_RUNS]
     for notebook in sorted({MADE_BY.get(name, NOTEBOOKS[2]) for name in taught} | {NOTEBOOKS[3]}):
-        shown = names if notebook == NOTEBOOKS[3] else taught
-        parameters["RUNS"] = ",".join(shown) if shown != list(STUDY_RUNS) else None
-        changed = {name: value for name, value in parameters.items() if value}  # None, 0 and False are the defaults
-        execute(source / f"{notebook}.ipynb", folder / "notebooks", changed)
+        parameters["RUNS"] = ",".join(names if notebook == NOTEBOOKS[3] else taught)
+        changed = {name: value for name, value in parameters.items() if value not in defaults}
+        execute(data.ROOT / "notebooks" / f"{notebook}.ipynb", folder / "notebooks", changed)
 
-    made = [run for run in runs.collect(experiment.name, outputs) if run.name in names]
-    made = [run for run in made if run.config.seed == options.seed]
+    made = runs.collect(experiment.name, outputs)
+    made = [run for run in made if run.name in names and run.config.seed == options.seed]
     print(f"\n{report.results(made).to_string()}\n\n{report.signature(test)}")
-    print(f"Model: {experiment.model}. Device: {made[0].environment['device']}.")
-    print(f"\nExecuted notebooks, each with an HTML copy: {_relative(folder / 'notebooks')}")
-    print(f"Records of the runs:                        {_relative(folder)}")
+    print(f"Records of the runs, and executed notebooks with HTML copies: {folder}")
 
 
-def _train_in_several_processes(
-    experiment: Experiment, methods: Sequence[Method], options: Namespace, outputs: Path
-) -> None:
-    from .. import models
-    from ..acceleration.trainer import per_process_batch_size
-    from ..distributed import processes
-
-    if options.gpus < 1:
-        raise ConfigurationError(f"--gpus takes 1 or more, not {options.gpus}.")
-    for settings in filter(None, map(experiment.settings_for, methods)):
-        per_process_batch_size(settings.batch_size, options.gpus)
-    models.local_snapshot(experiment.model)  # downloaded, or converted, once
-    processes.launch(options.gpus, make_runs, experiment, methods, options.seed, outputs, options.force)
+def _absolute(source: str | None) -> str | None:
+    is_folder = source is not None and Path(source).expanduser().is_dir()
+    return str(Path(source).expanduser().resolve()) if is_folder else source  # notebooks run elsewhere
 
 
 def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outputs: Path, force: bool) -> None:
@@ -85,39 +71,26 @@ def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outp
         study.run(experiment, method, seed, outputs=outputs, force=force)
 
 
-def _absolute(source: str | None) -> str | None:
-    """A folder's absolute path, since notebooks run elsewhere; a Hub id or None as it is."""
-    is_folder = source is not None and Path(source).expanduser().is_dir()
-    return str(Path(source).expanduser().resolve()) if is_folder else source
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def execute(source: Path, folder: Path, parameters: Mapping[str, object]) -> None:
     """Run a notebook from a fresh kernel and keep it, failed or not, executed and as HTML. Raises `UserError`."""
     import nbformat
     import papermill
     from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / source.name
-    progress_bar = {"desc": source.stem, "bar_format": "{desc:22}{bar:30} {n_fmt}/{total_fmt} cells {elapsed}"}
-    kernel = {"kernel_name": "python3", "cwd": str(source.parent)}
+    kernel = {"kernel_name": "python3", "cwd": source.parent}
     kernel["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
+    shown = {"progress_bar": {"desc": source.stem}, "coalesce_streams": True}  # of a cell's own bars the last state
     try:
-        papermill.execute_notebook(str(source), str(target), dict(parameters), progress_bar=progress_bar, **kernel)
+        papermill.execute_notebook(source, target, parameters, **kernel, **shown)
     except papermill.PapermillExecutionError as error:
-        raise UserError(
-            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\nThe notebook as far as "
-            f"it came: {_relative(target)}. What was finished is kept; the same command goes on."
-        ) from error
+        what = f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        kept = f"The notebook as far as it came: {target}. What was finished is kept; the same command goes on."
+        raise UserError(f"{what}\n{kept}") from error
     finally:
         if target.exists():
             notebook = nbformat.read(target, as_version=4)
-            CoalesceStreamsPreprocessor().preprocess(notebook, {})  # keeps of each progress bar its last state
             for part in (notebook, *notebook.cells):
                 for name in ("papermill", "execution", "widgets"):
                     part.metadata.pop(name, None)
@@ -133,15 +106,12 @@ def copy_for_class(options: Namespace) -> None:
 
     from ..data import ROOT
 
-    copies = {source: options.folder / source.name for source in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-    for target in copies.values():
-        if target.exists():
-            raise ConfigurationError(f"{target} is there already: name another folder, or remove it.")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for source, target in copies.items():
+    if options.folder.exists():
+        raise ConfigurationError(f"{options.folder} is there already. Name a new folder.")
+    options.folder.mkdir(parents=True)
+    for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(source, as_version=4), {})
         for cell in notebook.cells:
-            if cell.cell_type == "markdown":
-                cell.source = re.sub(r"\s*<details>.*?</details>", "", cell.source, flags=re.DOTALL)
-        nbformat.write(notebook, target)
-        print(target)
+            cell.source = re.sub(r"\s*<details>.*?</details>", "", cell.source, flags=re.DOTALL)
+        nbformat.write(notebook, options.folder / source.name)
+        print(options.folder / source.name)

@@ -10,17 +10,11 @@ from ..evaluation import likelihood, mbr
 
 
 def find_runs(place: Path) -> list[runs.Run]:
-    """The runs in a folder, or of a name below outputs or the committed records, as quickstart/full: one per seed.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
+    """The runs in a folder, or of a name below outputs or the committed records, as quickstart/full: one per seed."""
     for folder in (place, runs.OUTPUTS / place, runs.OUTPUTS / "reference" / place):
-        if (folder / "config.json").exists():
-            return [runs.read(folder)]
-        seeds = [path.parent for path in folder.glob("seed-*/metrics.json") if "." not in path.parent.name]
-        if seeds:
-            return [runs.read(seed) for seed in sorted(seeds)]
+        seeds = (path for path in sorted(folder.glob("seed-*")) if not path.suffix)  # unfinished ones have one
+        if found := [path for path in (folder, *seeds) if (path / "config.json").exists()]:
+            return [runs.read(path) for path in found]
     raise ConfigurationError(f"There is no run {place}. `study` makes the runs of quickstart.")
 
 
@@ -33,10 +27,8 @@ def find_trained(place: Path) -> list[runs.Run]:
 def summarize(options: Namespace) -> None:
     """Print a run's summary of the dialogue in a text file, or of standard input for `-`."""
     run = find_trained(options.run)[0]
-    if options.file == "-":
-        text = data.decode(sys.stdin.buffer.read(), "standard input")
-    else:
-        text = data.read_text(Path(options.file))
+    is_file = options.file != "-"
+    text = data.read_text(Path(options.file)) if is_file else data.decode(sys.stdin.buffer.read(), "standard input")
     if not text.strip():
         raise DataError("The dialogue is empty.")
     with hardware.quiet():
