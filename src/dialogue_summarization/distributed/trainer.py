@@ -104,11 +104,11 @@ class DistributedTrainer(AcceleratedTrainer):
         """Gradients are averaged after it, all in one exchange, where there is no DDP."""
         loss = super().training_step(*args, **kwargs)
         if self.is_fast:
-            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            gradients = [weight.grad for weight in self._trained if weight.grad is not None]
+            flat = torch._utils._flatten_dense_tensors(gradients)
             torch.distributed.all_reduce(flat)
-            parts = flat.div_(self.args.world_size).split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
+            flat /= self.args.world_size
+            torch._foreach_copy_(gradients, torch._utils._unflatten_dense_tensors(flat, gradients))
         return loss
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
