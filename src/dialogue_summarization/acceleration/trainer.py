@@ -32,14 +32,11 @@ class AcceleratedTrainer(SummarizationTrainer):
     """`SummarizationTrainer` that is fast on a GPU and stays within its memory; it learns the same.
 
     Where memory runs out all the same it goes on with half the micro-batch and twice the accumulation, from the last
-    checkpoint on. The result is that of a run in which all had fitted: effective batch, order of examples and number of
-    steps stay. Trainer's own `auto_find_batch_size` keeps the accumulation, so that the effective batch shrinks, and
-    begins again with the weights as the failed attempt left them.
+    checkpoint on: effective batch, order of examples and number of steps stay. Trainer's own `auto_find_batch_size`
+    shrinks the effective batch, and begins again with the weights as the failed attempt left them.
 
-    Args:
-        bundle, settings, *more, args, train_dataset, **arguments: See `SummarizationTrainer`.
-        compiled: Whether steps are compiled where the machine can; None: where the run is long enough.
-        batch_plan: What the device holds at once, instead of what `plan` finds.
+    Beside the arguments of `SummarizationTrainer`, `compiled` says whether steps are compiled where the machine can
+    (None: where the run is long enough), and `batch_plan` what the device holds at once, instead of `plan`.
     """
 
     def __init__(
@@ -79,9 +76,14 @@ class AcceleratedTrainer(SummarizationTrainer):
 
         def attempt(micro_batch: int) -> Any:
             self._graphs, checkpoint = None, resume_from_checkpoint
-            if micro_batch < first:
+            if micro_batch < first:  # leave nothing of the attempt that failed
                 checkpoint = get_last_checkpoint(self.args.output_dir) or checkpoint
-                self._forget_attempt(None if checkpoint else initial)
+                self.optimizer, self.lr_scheduler, self.model_wrapped = None, None, self.model
+                self.model.zero_grad()
+                if not checkpoint:
+                    transformers.set_seed(self.args.seed)
+                    with torch.no_grad():
+                        torch._foreach_copy_(self._trained, initial)
             return train(checkpoint, **kwargs)
 
         try:
@@ -102,16 +104,6 @@ class AcceleratedTrainer(SummarizationTrainer):
         held = f"{batch_size // smaller} x {smaller} dialogues"
         print(f"\nOut of memory at step {step}: going on from {place} with {held}.")
         return smaller
-
-    def _forget_attempt(self, initial: list[torch.Tensor] | None) -> None:
-        """Leave nothing of an attempt that failed; with the initial weights where there is no checkpoint."""
-        self.optimizer = self.lr_scheduler = None
-        self.model_wrapped = self.model
-        self.model.zero_grad()
-        if initial:
-            transformers.set_seed(self.args.seed)
-            with torch.no_grad():
-                torch._foreach_copy_(self._trained, initial)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """See `SummarizationTrainer`; uncompiled, since shapes change all the time."""

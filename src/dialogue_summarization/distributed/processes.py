@@ -38,13 +38,10 @@ def launch(world_size: int, function: Callable[..., None], *arguments: object) -
     except ProcessException as error:
         if not messages.empty():
             raise UserError(messages.get()) from None
-        signal_name = getattr(error, "signal_name", None)
-        if signal_name is None:
+        if (name := getattr(error, "signal_name", None)) is None:
             raise  # a bug, with the traceback
-        raise UserError(
-            f"Process {error.error_index + 1} of {world_size} was ended by {signal_name}. "
-            f"What was finished is kept; the same command goes on."
-        ) from None
+        ended = f"Process {error.error_index + 1} of {world_size} was ended by {name}."
+        raise UserError(f"{ended} What was finished is kept; the same command goes on.") from None
     finally:
         for process in context.processes:  # where this process was interrupted
             process.terminate()
@@ -70,14 +67,14 @@ def join() -> None:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return
-    options: dict[str, Any] = {"timeout": datetime.timedelta(minutes=30)}  # Trainer's `ddp_timeout`
     if torch.cuda.is_available():
-        options["device_id"] = torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # of barriers too
+        options = {"device_id": torch.device("cuda", int(os.environ["LOCAL_RANK"]))}  # of barriers too
     else:  # the processes share the cores
-        options["cpu"] = True
+        options = {"cpu": True}
         threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
         torch.set_num_threads(int(threads))
-    if not PartialState(**options).is_main_process:
+    timeout = datetime.timedelta(minutes=30)  # Trainer's `ddp_timeout`
+    if not PartialState(timeout=timeout, **options).is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
