@@ -154,7 +154,7 @@ def test_more_memory_is_never_worse(dims, lengths, batch_size, packed, checkpoin
     assert less.micro_batch == 1 or less.bytes <= USABLE_FRACTION * (memory - CUDA_CONTEXT_BYTES)
     assert generation_tokens(memory + more, dims, 1000) >= generation_tokens(memory, dims, 1000) >= 1
     kept = [activation_bytes(2, dims, lengths, checkpointing) for checkpointing in (False, True)]
-    assert kept[1] <= kept[0] or dims.layers == 1  # of one layer nothing is saved
+    assert kept[1] <= kept[0] or 1 in (dims.layers, dims.decoder_layers)  # of one layer nothing is saved
 
 
 @pytest.mark.parametrize("family_name", ["t5", "llama"])
