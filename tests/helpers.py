@@ -5,16 +5,18 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
 import torch
 import transformers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
+from torch.nn.functional import scaled_dot_product_attention
 
 from dialogue_summarization import callbacks, data, models, training
+from dialogue_summarization.acceleration import attention
 from dialogue_summarization.acceleration import trainer as accelerated
-from dialogue_summarization.acceleration.attention import set_attention
 from dialogue_summarization.acceleration.memory import BatchPlan
 from dialogue_summarization.experiments import METHODS, Experiment, Generation, Settings
 
@@ -175,10 +177,10 @@ def fit(bundle, method, rows, settings):
 def hold(monkeypatch, micro_batch, checkpointing=False):
     """A device that trains on so many dialogues at once."""
 
-    def plan_for(batch_size, *_, **__):
-        return BatchPlan(micro_batch, batch_size // micro_batch, checkpointing, micro_batch, 0)
+    def plan(settings, *_):
+        return BatchPlan(micro_batch, settings.batch_size // micro_batch, checkpointing, 0)
 
-    monkeypatch.setattr(accelerated, "plan_for", plan_for)
+    monkeypatch.setattr(accelerated, "plan", plan)
 
 
 def with_data(experiment, folder, train, validation=None):
@@ -205,15 +207,45 @@ def trainer_of(
     )  # fmt: skip
 
 
+def attend_per_sequence(q, k, v, cu_seqlens_q, cu_seqlens_k, bias=None, **options):
+    """PyTorch's attention, sequence by sequence, of (1, heads, tokens, head size)."""
+    outputs = []
+    bounds = zip(itertools.pairwise(cu_seqlens_q.tolist()), itertools.pairwise(cu_seqlens_k.tolist()), strict=True)
+    for (q_start, q_end), (k_start, k_end) in bounds:
+        if q_end > q_start:
+            qkv = q[:, :, q_start:q_end], k[:, :, k_start:k_end], v[:, :, k_start:k_end]
+            mask = None if bias is None else bias[:, :, : q_end - q_start, : k_end - k_start]
+            outputs.append(scaled_dot_product_attention(*qkv, attn_mask=mask, enable_gqa=True, **options))
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def attend_without_a_gpu(patch):
+    """Put PyTorch's attention, one sequence after another, in the place of the kernels for packed rows."""
+
+    def attend_to_packed(query, key, value, cu_seqlens, max_length, scale):
+        return attend_per_sequence(query, key, value, cu_seqlens, cu_seqlens, is_causal=True, scale=scale)
+
+    def attend_as_t5(q, k, v, bias, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, dropout):
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        if causal:
+            bias = bias + torch.full((max_q, max_q), float("-inf")).triu(1)
+        bias, options = bias if bias.numel() else None, {"dropout_p": dropout, "scale": 1.0}
+        return attend_per_sequence(q, k, v, cu_seqlens_q, cu_seqlens_k, bias, **options)
+
+    patch.setattr(attention, "attend_to_packed", attend_to_packed)
+    patch.setattr(attention, "T5Attention", SimpleNamespace(apply=attend_as_t5), raising=False)
+
+
 @contextlib.contextmanager
 def as_if_compiled():
-    """As on a GPU, with packed batches, but for compilation and graphs, which take one."""
+    """As on a GPU, with packed batches, but for kernels, compilation and graphs, which take one."""
 
-    def without_compiling(model, attention):
-        if attention:
-            set_attention(model, attention)
+    def without_compiling(model, name):
+        if name:
+            attention.set_attention(model, name)
 
     with pytest.MonkeyPatch.context() as patch:
+        attend_without_a_gpu(patch)
         patch.setattr(accelerated, "steps_are_fast", lambda *_: True)
         patch.setattr(accelerated, "compile_model", without_compiling)
         patch.setattr(accelerated, "StepGraphs", lambda step, model: step)

@@ -1,20 +1,23 @@
 """What each of two CPU processes does that `distributed/test_two_processes.py` starts, and how one process does it."""
 
 import itertools
+import multiprocessing
 import os
 import signal
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+import helpers
 import pytest
 import torch
 from accelerate.state import DistributedType, PartialState
+from accelerate.utils import gather_object
 from helpers import tiny_experiment
 from transformers import TrainingArguments
 
 from dialogue_summarization import callbacks, experiments, study, training
-from dialogue_summarization.acceleration import attention
 from dialogue_summarization.acceleration import trainer as accelerated
 from dialogue_summarization.commands import notebooks
 from dialogue_summarization.distributed import processes
@@ -40,20 +43,13 @@ def study_experiment(model, dataset):
 
 @contextmanager
 def as_if_compiled():
-    """As on a GPU, with packed batches and without DDP, but for compilation and graphs, which take one."""
-
-    def compile_model(model, name):
-        if name:
-            attention.set_attention(model, name)
+    """As on a GPU, with packed batches and without DDP."""
 
     def trainer_class():
         return distributed.DistributedTrainer if PartialState().num_processes > 1 else accelerated.AcceleratedTrainer
 
-    with pytest.MonkeyPatch.context() as patch:
+    with helpers.as_if_compiled(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "trainer_class", trainer_class)
-        patch.setattr(accelerated, "steps_are_fast", lambda *_: True)
-        patch.setattr(accelerated, "compile_model", compile_model)
-        patch.setattr(accelerated, "StepGraphs", lambda step, model: step)
         yield
 
 
@@ -120,6 +116,38 @@ def at_step(number, happens):
         yield
 
 
+@contextmanager
+def in_one_order():
+    """All processes call the same collectives in the same order, also where one comes late to each evaluation.
+
+    In another order NCCL waits for ever; gloo may take one collective for the other.
+    """
+    called, rank, evaluation_loop = [], torch.distributed.get_rank(), training.SummarizationTrainer.evaluation_loop
+
+    def recorded(name):
+        usual = getattr(torch.distributed, name)
+
+        def call(*args, **kwargs):
+            called.append(name)
+            return usual(*args, **kwargs)
+
+        return call
+
+    def late(*args, **kwargs):
+        time.sleep(0.3 * rank)
+        output = evaluation_loop(*args, **kwargs)
+        time.sleep(0.3 * rank)
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.SummarizationTrainer, "evaluation_loop", late)
+        for name in ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast"):
+            patch.setattr(torch.distributed, name, recorded(name))
+        yield
+    first, second = gather_object([called])
+    assert first == second and {"all_gather", "all_gather_object", "barrier"} <= set(first)
+
+
 def interrupt():
     raise KeyboardInterrupt
 
@@ -130,6 +158,8 @@ def be_killed():
 
 
 def main(llama, t5, dataset, folder):
+    # Workers of data loaders start as in any process: spawned ones would import all packages anew at each epoch.
+    assert multiprocessing.get_start_method() == multiprocessing.get_all_start_methods()[0]
     measure(llama, dataset, folder / "measured")
     callbacks.SECONDS_BETWEEN_CHECKPOINTS = 0
     full, mean = experiments.method("full"), {"averaged_epochs": 2}
@@ -142,7 +172,8 @@ def main(llama, t5, dataset, folder):
         with pretence():
             with pytest.raises(KeyboardInterrupt), at_step(STOPPED_AT, interrupt):
                 run()
-            run()
+            with in_one_order():
+                run()
     with pytest.raises(KeyboardInterrupt), at_step(STOPPED_AT, interrupt):
         distributed_study.run(experiment(llama, dataset, **mean), full, outputs=folder / "other-number")
     methods = [experiments.method(name) for name in METHODS]

@@ -68,7 +68,7 @@ def measure(record: dict[str, object], splits: datasets.DatasetDict, options: ar
     record |= {"gib": chosen.gib} if chosen.gib else {}
     settings = experiments.Settings(1e-4, batch_size=chosen.batch_size, select_by="loss")
     # Held whole: what does not fit is seen, and not planned around.
-    plan = BatchPlan(chosen.batch_size // gpus, 1, False, 1, 0) if chosen.gib is None else None
+    plan = BatchPlan(chosen.batch_size // gpus, 1, checkpointing=False, bytes=0) if chosen.gib is None else None
     steps = {"max_steps": chosen.steps, "logging_steps": LOGGING_STEPS}
     with short_training.memory_limit(chosen.gib), tempfile.TemporaryDirectory() as folder:
         bundle = short_training.build(chosen.model, chosen.method)

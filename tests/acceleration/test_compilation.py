@@ -5,7 +5,7 @@ from functools import partialmethod
 
 import pytest
 import torch
-from helpers import tiny_experiment, tiny_model, tiny_rows
+from helpers import attend_without_a_gpu, tiny_experiment, tiny_model, tiny_rows
 from torch.nn import functional as F
 
 from dialogue_summarization import hardware
@@ -44,8 +44,9 @@ def test_virtual_tokens_are_neither_packed_nor_lost_to_checkpoints(tiny):
     assert has_virtual_tokens(model) and not supports_packing(model)
 
 
-def test_t5_compiled_has_the_loss_and_gradients_of_plain_steps(tiny_models, tiny_data):
+def test_t5_compiled_has_the_loss_and_gradients_of_plain_steps(tiny_models, tiny_data, monkeypatch):
     """Its attention kernel apart, which is a GPU's: see test_t5_attention."""
+    attend_without_a_gpu(monkeypatch)
     bundle = load_model(tiny_experiment(tiny_models["t5"], tiny_data))
     model = apply_method(bundle.model, method("lora-balanced")).train()
     for name, weight in model.named_parameters():
@@ -90,8 +91,9 @@ def test_summaries_are_generated_without_what_was_compiled(tiny):
 
 @pytest.mark.parametrize("name", ["full", "lora-balanced"])
 def test_one_compilation_serves_all_layers_and_packed_rows_of_any_length(monkeypatch, name):
-    def whole_row(query, key, value, cu_seqlens_q, cu_seqlens_k, bias, **options):  # as a kernel it needs no lengths
-        return F.scaled_dot_product_attention(query, key, value, enable_gqa=True, **options).transpose(1, 2)
+    def whole_row(query, key, value, cu_seqlens, max_length, scale):  # as a kernel it needs no lengths
+        options = {"is_causal": True, "scale": scale, "enable_gqa": True}
+        return F.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2)
 
     def count(graph, inputs):
         graphs.append(graph)
@@ -99,7 +101,7 @@ def test_one_compilation_serves_all_layers_and_packed_rows_of_any_length(monkeyp
 
     torch._dynamo.reset()
     graphs = []
-    monkeypatch.setattr(attention, "attend_per_sequence", whole_row)
+    monkeypatch.setattr(attention, "attend_to_packed", whole_row)
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=count))
     model = apply_method(tiny_model("llama"), method(name)).train()
     compile_model(model, PACKED)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import save_tiny, tiny_experiment, tiny_rows
+from helpers import attend_without_a_gpu, save_tiny, tiny_experiment, tiny_rows
 
 from dialogue_summarization.acceleration.attention import set_attention
 from dialogue_summarization.acceleration.packing import attention_for, collate_packed
@@ -27,7 +27,8 @@ def gradients(model, batch):
 
 
 @pytest.mark.parametrize("name", ["full", "lora-balanced"])
-def test_packed_batches_have_the_loss_and_gradients_of_plain_ones(each, name):
+def test_packed_batches_have_the_loss_and_gradients_of_plain_ones(each, name, monkeypatch):
+    attend_without_a_gpu(monkeypatch)
     model = apply_method(each.model, method(name)).train()
     bundle = replace(each, model=model)
     rows = [

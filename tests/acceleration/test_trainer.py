@@ -11,7 +11,6 @@ from helpers import as_if_compiled, hold, interrupt, tiny_model, tiny_rows, trai
 from dialogue_summarization import callbacks, experiments, models, study
 from dialogue_summarization.acceleration import trainer as accelerated
 from dialogue_summarization.acceleration.compilation import transformer_layers
-from dialogue_summarization.acceleration.memory import BatchPlan
 from dialogue_summarization.acceleration.trainer import AcceleratedTrainer
 from dialogue_summarization.errors import NotEnoughMemory
 from dialogue_summarization.experiments import METHODS, Settings
@@ -105,9 +104,6 @@ def test_one_dialogue_that_does_not_fit_is_an_error_that_says_what_to_do(tiny, t
     limit(trainer.model, 0)
     with pytest.raises(NotEnoughMemory, match=r"step 1: not one dialogue.*max_prompt_tokens"):
         trainer.train()
-    limit(trainer.model, 0, training=False)
-    with pytest.raises(NotEnoughMemory, match=r"one dialogue\. .*max_prompt_tokens"):
-        trainer.evaluate()
 
 
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)
@@ -124,15 +120,17 @@ def test_other_errors_are_not_mended(tiny, tmp_path):
     assert len(calls) == 1
 
 
-def test_what_is_evaluated_does_not_depend_on_how_much_fits(tiny, tmp_path, capsys):
+def test_an_evaluation_that_does_not_fit_changes_nothing(tiny, tmp_path, capsys):
     experiment = with_data(tiny, tmp_path / "data", ROWS)
-    trainer = accelerated_of(experiment, TINY, tmp_path, more={"batch_plan": BatchPlan(4, 1, False, 16, 0)})
-    wanted = trainer.evaluate()["eval_loss"]
+    wanted = accelerated_of(experiment, TINY, tmp_path / "undisturbed")
+    wanted.train()
+    trainer = accelerated_of(experiment, TINY, tmp_path / "disturbed")
     seen = limit(trainer.model, 3, training=False)
     capsys.readouterr()
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(wanted, abs=1e-5)
-    assert max(seen[:-1]) == 16 and trainer.args.per_device_eval_batch_size == 2
-    assert "while evaluating 16 dialogues at a time: going on with 8." in capsys.readouterr().out
+    trainer.train()
+    assert f"Out of memory at step 6: {BEGAN} 2 x 2" in capsys.readouterr().out
+    assert max(seen) == 4 and trainer.args.per_device_eval_batch_size == 2
+    assert_alike(trainer, wanted)
 
 
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)

@@ -7,7 +7,6 @@ from accelerate import PartialState
 from helpers import tiny_model
 
 from dialogue_summarization import experiments, hardware, models
-from dialogue_summarization.acceleration import memory
 from dialogue_summarization.callbacks import GroupedByLength
 from dialogue_summarization.commands import models as base_models
 from dialogue_summarization.distributed import trainer
@@ -59,18 +58,12 @@ def test_a_model_is_divided_where_no_device_holds_its_training(monkeypatch):
     assert not must_shard(model.requires_grad_(False))
 
 
-def test_an_xl_is_divided_between_two_gpus_of_42_gib_and_fits(monkeypatch):
+def test_an_xl_is_divided_between_two_gpus_of_42_gib(monkeypatch):
     with torch.device("meta"):
         model = short_training.t5("t5-xl")
         adapter = models.apply_method(short_training.t5("t5-xl"), experiments.method("lora-balanced"))
     assert model.num_parameters() == base_models.BASE_MODELS["flan-t5-xl"].parameters
-    for module in (memory, trainer):
-        monkeypatch.setattr(module, "device_memory", lambda: 42 * hardware.GIB)
-    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(trainer, "device_memory", lambda: 42 * hardware.GIB)
     assert not must_shard(model)
     monkeypatch.setattr(PartialState(), "num_processes", 2)
     assert must_shard(model) and not must_shard(adapter)
-    rows = datasets.Dataset.from_list([{"input_ids": [5] * 512, "labels": [5] * 180, "length": 692}] * 8)
-    whole, half = memory.plan_for(4, model, rows), memory.plan_for(4, model, rows, world_size_sharded=2)
-    assert whole.bytes > 42 * hardware.GIB
-    assert half.bytes < 42 * hardware.GIB and half.micro_batch * half.accumulation == 4 and not half.checkpointing

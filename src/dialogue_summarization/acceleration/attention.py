@@ -5,7 +5,6 @@ are not packed, as in evaluation and generation, go to PyTorch's attention.
 """
 
 import contextlib
-import itertools
 from typing import Any
 
 import torch
@@ -39,30 +38,34 @@ def packed_attention(
     """
     cu_seqlens, scale = kwargs.get("cu_seq_lens_q"), kwargs.get("scaling")
     batch, heads, tokens, size = query.shape
-    if cu_seqlens is None:
-        if tokens > 1 or attention_mask is None or heads == key.shape[1]:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        # Heads that share a key become positions, so that the cache is not copied for each of them.
-        query = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
-        output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
-        return output.reshape(batch, 1, heads, size), None
-    if query.device.type != "cuda":
-        options = {"is_causal": True, "scale": scale}
-        return attend_per_sequence(query, key, value, cu_seqlens, cu_seqlens, None, **options), None
+    if cu_seqlens is not None:
+        return attend_to_packed(query, key, value, cu_seqlens, kwargs["max_length_q"], scale), None
+    if tokens > 1 or attention_mask is None or heads == key.shape[1]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # Heads that share a key become positions, so that the cache is not copied for each of them.
+    query = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
+    output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scale)
+    return output.reshape(batch, 1, heads, size), None
+
+
+def attend_to_packed(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, scale: float | None
+) -> Tensor:
+    """`packed_attention` by FlashAttention, in bf16, on a GPU."""
     from torch.nn.attention.varlen import varlen_attn
 
+    heads = query.shape[1]
     if key.shape[1] != heads:
         key, value = (part.repeat_interleave(heads // key.shape[1], dim=1) for part in (key, value))
     query, key, value = (part.transpose(1, 2).squeeze(0).to(torch.bfloat16) for part in (query, key, value))
-    lengths = (cu_seqlens, cu_seqlens, kwargs["max_length_q"], kwargs["max_length_q"])
-    output = varlen_attn(query, key, value, *lengths, scale=scale, window_size=(-1, 0))
-    return output.unsqueeze(0), None
+    lengths = (cu_seqlens, cu_seqlens, max_length, max_length)
+    return varlen_attn(query, key, value, *lengths, scale=scale, window_size=(-1, 0)).unsqueeze(0)
 
 
 def biased_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """T5's attention within each sequence of packed rows: summary i reads itself and prompt i.
+    """T5's attention within each sequence of packed rows, on a GPU: summary i reads itself and prompt i.
 
     `position_bias` is (1, heads, positions, positions), and empty in cross-attention.
     """
@@ -74,28 +77,8 @@ def biased_attention(
     causal = module.is_decoder and bias.numel() > 0
     cu_seqlens_q, max_q = summaries if module.is_decoder else prompts
     cu_seqlens_k, max_k = summaries if causal else prompts
-    if query.device.type == "cuda":
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        lengths = (cu_seqlens_q, cu_seqlens_k, max_q, max_k)
-        return T5Attention.apply(query, key, value, bias, *lengths, causal, dropout), None
-    if causal:
-        bias = bias + torch.full((max_q, max_q), float("-inf")).triu(1)
-    bias, options = bias if bias.numel() else None, {"dropout_p": dropout, "scale": kwargs.get("scaling")}
-    return attend_per_sequence(query, key, value, cu_seqlens_q, cu_seqlens_k, bias, **options), None
-
-
-def attend_per_sequence(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, bias: Tensor | None, **options: Any
-) -> Tensor:
-    """PyTorch's attention, sequence by sequence: on a CPU, in place of a kernel."""
-    outputs = []
-    bounds = zip(itertools.pairwise(cu_seqlens_q.tolist()), itertools.pairwise(cu_seqlens_k.tolist()), strict=True)
-    for (q_start, q_end), (k_start, k_end) in bounds:
-        if q_end > q_start:
-            qkv = q[:, :, q_start:q_end], k[:, :, k_start:k_end], v[:, :, k_start:k_end]
-            mask = None if bias is None else bias[:, :, : q_end - q_start, : k_end - k_start]
-            outputs.append(scaled_dot_product_attention(*qkv, attn_mask=mask, enable_gqa=True, **options))
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return T5Attention.apply(query, key, value, bias, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal, dropout), None
 
 
 def bias_by_distance(attention: torch.nn.Module, length: int) -> Tensor:

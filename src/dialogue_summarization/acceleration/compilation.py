@@ -12,7 +12,6 @@ import torch
 import torch.fx.experimental._config
 from peft.tuners.lora import LoraLayer
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
 
 from .. import hardware
 from ..models import base_model
@@ -77,8 +76,7 @@ def compilation_disabled(model: torch.nn.Module) -> Iterator[None]:
 
 def transformer_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The transformer layers of a model, also inside an adapter."""
-    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    names = {name for part in models for name in part._no_split_modules or ()}
+    names = base_model(model)._no_split_modules or ()
     return [module for module in model.modules() if type(module).__name__ in names]
 
 

@@ -1,5 +1,6 @@
 """CUDA graphs: a training step, or a pass for one token, launches the GPU once instead of thousands of times."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -44,16 +45,14 @@ class StepGraphs:
         self._step = step
         self._trained = [weight for weight in model.parameters() if weight.requires_grad]
         self._gradients: list[torch.Tensor] = []
-        self._steps: dict[tuple, int] = {}
+        self._steps: Counter[tuple] = Counter()
         self._pool, self._stream = torch.cuda.MemPool(), _side_stream()  # a pool's memory belongs to a stream
 
     def __call__(self, inputs: dict[str, Any], num_items: torch.Tensor) -> torch.Tensor:
         """One step: as usual for a shape that is new, from its graph afterwards."""
         inputs = {**inputs, "num_items": num_items}
-        shape = tuple(
-            (name, tuple(value.shape) if torch.is_tensor(value) else value) for name, value in sorted(inputs.items())
-        )
-        self._steps[shape] = self._steps.get(shape, 0) + 1
+        shape = tuple((name, value.shape if torch.is_tensor(value) else value) for name, value in inputs.items())
+        self._steps[shape] += 1
         if self._steps[shape] <= STEPS_BEFORE_CAPTURE:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):

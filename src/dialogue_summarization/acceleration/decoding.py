@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from .. import hardware
+from ..errors import NotEnoughMemory
 from ..experiments import Generation
 from ..generation import BatchGenerator
 from ..models import ModelBundle, base_model
 from .compilation import compilation_disabled, fast_steps_available, supports_packing
 from .cuda_graphs import CapturedCall
 from .memory import device_memory, dims_of, generation_tokens
-from .oom import halve, retry_with_less
+from .oom import ADVICE, retry_with_less
 from .packing import PACKED, attention_for
 
 MAX_TOKENS = {"cuda": 256 * 1024, "cpu": 16 * 1024}  # of a batch: what pads a larger one is computed too
@@ -39,7 +40,12 @@ class AcceleratedGenerator(BatchGenerator):
 
     def __init__(self, bundle: ModelBundle, generation: Generation) -> None:
         super().__init__(bundle, generation)
-        self.tokens = _token_budget(bundle.model, generation.num_beams)
+        config = bundle.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_size = config.hidden_size // config.num_attention_heads
+        key_bytes = 2 * config.num_hidden_layers * heads * head_size * 4  # keys and values per token, in fp32
+        tokens = generation_tokens(device_memory(), dims_of(bundle.model), key_bytes, generation.num_beams)
+        self.tokens = min(tokens, MAX_TOKENS[hardware.device().type])
 
     def __enter__(self) -> "AcceleratedGenerator":
         self.enter_context(compilation_disabled(self.bundle.model))
@@ -57,8 +63,10 @@ class AcceleratedGenerator(BatchGenerator):
             return generated
 
         def smaller(size: int) -> int:
-            half = halve("writing summaries of")(size)
-            longest = max(len(row["input_ids"]) for row in rows[len(generated) :])
+            if size == 1:
+                raise NotEnoughMemory(f"Out of memory while writing summaries of one dialogue. {ADVICE}")
+            half, longest = size // 2, max(len(row["input_ids"]) for row in rows[len(generated) :])
+            print(f"\nOut of memory while writing summaries of {size} dialogues at a time: going on with {half}.")
             self.tokens = half * (longest + self.generation.max_new_tokens)
             return half
 
@@ -67,8 +75,8 @@ class AcceleratedGenerator(BatchGenerator):
     def generate(self, inputs: dict[str, Tensor], **options: Any) -> Tensor:
         """What the model's `generate` returns, over a cache of fixed size for decoder-only models."""
         base = base_model(self.bundle.model)
-        decoder_only = attention_for(base) == PACKED and supports_packing(self.bundle.model)
-        if not decoder_only or not (hardware.device().type == "cpu" or fast_steps_available()):
+        is_fast = hardware.device().type == "cpu" or fast_steps_available()
+        if not is_fast or attention_for(base) != PACKED or not supports_packing(self.bundle.model):
             return super().generate(inputs, **options)
         cache = fixed_cache(base, inputs["input_ids"].shape[1], self.generation.max_new_tokens)
         with fast_decoding(base):
@@ -81,20 +89,16 @@ def inference_precision(model: PreTrainedModel) -> Iterator[None]:
 
     On a CPU autocast would round every weight again for each token: there weights are rounded once, and restored.
     """
-    if getattr(model, "int8_parameters", 0):
-        yield
-    elif model.device.type != "cpu" or hardware.precision() == "fp32" or not supports_packing(model):
-        with hardware.autocast():
+    in_bf16 = _computes_in_bf16(model)
+    weights = [(weight, weight.data) for weight in model.parameters() if in_bf16 and model.device.type == "cpu"]
+    try:
+        for weight, data in weights:
+            weight.data = data.to(torch.bfloat16)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=in_bf16 and not weights):
             yield
-    else:
-        originals = [(weight, weight.data) for weight in model.parameters()]
-        try:
-            for weight, data in originals:
-                weight.data = data.to(torch.bfloat16)
-            yield
-        finally:
-            for weight, data in originals:
-                weight.data = data
+    finally:
+        for weight, data in weights:
+            weight.data = data
 
 
 class FixedLayer(StaticLayer):
@@ -112,7 +116,6 @@ class FixedLayer(StaticLayer):
         return super().update(key_states.to(self._dtype), value_states.to(self._dtype), *args, **kwargs)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """In place."""
         for states in (self.keys, self.values):
             generated = states[:, :, self._prompt_length :]
             generated.copy_(generated.index_select(0, beam_idx))
@@ -120,8 +123,7 @@ class FixedLayer(StaticLayer):
 
 def fixed_cache(model: PreTrainedModel, prompt_length: int, new_tokens: int) -> StaticCache:
     """A cache of fixed size, in the precision of attention."""
-    in_bf16 = hardware.precision() == "bf16" and not getattr(model, "int8_parameters", 0)
-    dtype = torch.bfloat16 if in_bf16 else torch.float32
+    dtype = torch.bfloat16 if _computes_in_bf16(model) else torch.float32
     length = prompt_length + new_tokens
     cache = StaticCache(config=model.config, max_cache_len=length)
     cache.layers = [FixedLayer(length, prompt_length, dtype) for _ in cache.layers]
@@ -147,6 +149,10 @@ def fast_decoding(model: PreTrainedModel) -> Iterator[None]:
             model.forward = own_forward
 
 
+def _computes_in_bf16(model: PreTrainedModel) -> bool:
+    return hardware.precision() == "bf16" and not getattr(model, "int8_parameters", 0)
+
+
 def _graphed(forward: Callable[..., Any]) -> Callable[..., Any]:
     passes, graph = itertools.count(), None
 
@@ -160,12 +166,3 @@ def _graphed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return graph(inputs)
 
     return graphed
-
-
-def _token_budget(model: PreTrainedModel, num_beams: int) -> int:
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = config.hidden_size // config.num_attention_heads
-    key_bytes = 2 * config.num_hidden_layers * heads * head_size * 4  # keys and values per token, in fp32
-    limit = MAX_TOKENS["cuda" if hardware.device().type == "cuda" else "cpu"]
-    return min(limit, generation_tokens(device_memory(), dims_of(model), key_bytes, num_beams))

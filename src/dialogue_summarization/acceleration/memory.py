@@ -1,10 +1,9 @@
-"""What fits into memory: how many dialogues are trained on, evaluated and generated for at once.
+"""What fits into memory: how many dialogues are trained on, and how many generated for, at once.
 
 An estimate from the sizes of model and data, held to measured peaks by tests. Where it is too low, oom.py halves.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
@@ -18,8 +17,7 @@ from .packing import PAD_LABELS_TO, PAD_TOKENS_TO, round_up
 
 CUDA_CONTEXT_BYTES = int(0.6 * GIB)  # what CUDA takes on the GPU before there is a tensor
 USABLE_FRACTION = 0.93  # of the rest: the allocator's blocks leave gaps
-LIMITS = (64, 64)  # of micro-batch and evaluation batch: more were not tried
-LIMITS_CPU = (8, 16)  # more are hardly faster, and padding grows with them
+LARGEST_MICRO_BATCH = 64  # more were not tried
 
 # Coefficients of the estimate, in bytes or as fractions, fitted to peaks measured on H100 and H200. What a layer keeps
 # for its backward pass is counted as by Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1): (per token and hidden
@@ -35,8 +33,7 @@ CHECKPOINT = 4  # per token and hidden unit: the input of a checkpointed layer
 LOGITS = 16  # per label and vocabulary entry: as computed, in fp32, log-probabilities, gradient
 COMPILED = 0.66  # compiled steps keep this fraction of all activations
 GRAPHS = 0.5  # and this fraction of them again, for steps of a new shape beside the graphs' own memory
-EVALUATION_LAYER = (24, 12)  # without a backward pass, one layer at a time
-EVALUATION_SCORES, EVALUATION_LOGITS = 10, 14
+GENERATING_LAYER = (24, 12)  # without a backward pass, one layer at a time
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,10 @@ class ModelDims:
         """Weights, gradients and optimizer states."""
         return self.weight_bytes + STATE * self.trained
 
+    def sharded(self, world_size: int) -> "ModelDims":
+        """What each process holds of weights, gradients and optimizer states that are divided among several."""
+        return replace(self, weight_bytes=self.weight_bytes // world_size, trained=self.trained // world_size)
+
 
 @dataclass(frozen=True)
 class SequenceLengths:
@@ -80,25 +81,7 @@ class BatchPlan:
     micro_batch: int
     accumulation: int
     checkpointing: bool
-    evaluation_batch: int
     bytes: int
-
-
-def plan_for(
-    batch_size: int,
-    model: PreTrainedModel,
-    rows: Dataset,
-    packed: bool = False,
-    checkpoints: bool = True,
-    world_size_sharded: int = 1,
-) -> BatchPlan:
-    """`plan_batch` for encoded pairs on this device, which holds a shard of weights, gradients and optimizer states."""
-    dims, memory = dims_of(model), device_memory()
-    weight_bytes, trained = dims.weight_bytes // world_size_sharded, dims.trained // world_size_sharded
-    dims, lengths = replace(dims, weight_bytes=weight_bytes, trained=trained), lengths_of(rows)
-    if hardware.device().type != "cuda":
-        return plan_batch(memory, batch_size, dims, lengths, checkpoints=False, limits=LIMITS_CPU)
-    return plan_batch(memory, batch_size, dims, lengths, packed=packed, checkpoints=checkpoints)
 
 
 def plan_batch(
@@ -109,7 +92,6 @@ def plan_batch(
     *,
     packed: bool = False,
     checkpoints: bool = True,
-    limits: tuple[int, int] = LIMITS,
 ) -> BatchPlan:
     """The largest micro-batch that fits into a device's memory, without checkpointing if two dialogues fit so.
 
@@ -118,20 +100,16 @@ def plan_batch(
     """
     usable = USABLE_FRACTION * (memory - CUDA_CONTEXT_BYTES)
     checkpointing = checkpoints and training_bytes(min(2, batch_size), dims, lengths, packed=packed) > usable
+    packed = packed and not checkpointing  # which is not compiled
 
     def needed(size: int) -> int:
-        if not packed or checkpointing:
-            return training_bytes(size, dims, lengths, checkpointing)
-        graphs = GRAPHS * activation_bytes(size, dims, lengths, packed=True) if size == batch_size else 0
-        return training_bytes(size, dims, lengths, packed=True) + int(graphs)
+        is_captured = packed and size == batch_size
+        graphs = int(GRAPHS * activation_bytes(size, dims, lengths, packed=True)) if is_captured else 0
+        return training_bytes(size, dims, lengths, checkpointing, packed) + graphs
 
-    def largest(limit: int, bytes_of: Callable[[int], int]) -> int:
-        sizes = [size for size in range(1, min(batch_size, limit) + 1) if batch_size % size == 0]
-        return max([size for size in sizes if bytes_of(size) <= usable], default=1)
-
-    micro_batch = largest(limits[0], needed)
-    evaluation_batch = largest(limits[1], lambda size: evaluation_bytes(size, dims, lengths))
-    return BatchPlan(micro_batch, batch_size // micro_batch, checkpointing, evaluation_batch, needed(micro_batch))
+    sizes = [size for size in range(1, min(batch_size, LARGEST_MICRO_BATCH) + 1) if batch_size % size == 0]
+    micro_batch = max((size for size in sizes if needed(size) <= usable), default=1)
+    return BatchPlan(micro_batch, batch_size // micro_batch, checkpointing, needed(micro_batch))
 
 
 def training_bytes(
@@ -172,24 +150,15 @@ def activation_bytes(
     return int(COMPILED * total if packed else total)
 
 
-def evaluation_bytes(batch_size: int, dims: ModelDims, lengths: SequenceLengths) -> int:
-    """The peak of computing a loss while a model is trained."""
-    layer = _evaluation_layer(dims) * (lengths.prompt + lengths.summary)
-    if dims.position_bias:
-        layer += EVALUATION_SCORES * dims.heads * lengths.prompt**2
-    logits = EVALUATION_LOGITS * dims.vocabulary * (lengths.summary + 1)
-    return dims.state_bytes + dims.weight_bytes // 2 + batch_size * (layer + logits)
-
-
 def generation_tokens(memory: int, dims: ModelDims, key_bytes: int, num_beams: int = 1) -> int:
     """How many tokens a batch to generate for may hold, padding and new tokens included.
 
     Keys and values, `key_bytes` per token and beam, take up to a quarter of the memory, and what weights, gradients and
     optimizer leave. By the whole memory: batches, and with them the rounding of bf16, are then always the same.
     """
-    per_token = key_bytes * num_beams
+    per_token, layer = key_bytes * num_beams, GENERATING_LAYER[0] * dims.hidden + GENERATING_LAYER[1] * dims.inner
     left = USABLE_FRACTION * (memory - CUDA_CONTEXT_BYTES) - dims.state_bytes
-    return max(1, int(min(memory / 4 / per_token, left / (per_token + _evaluation_layer(dims)))))
+    return max(1, int(min(memory / 4 / per_token, left / (per_token + layer))))
 
 
 def device_memory() -> int:
@@ -224,7 +193,3 @@ def lengths_of(rows: Dataset) -> SequenceLengths:
     prompts, summaries = (pc.list_value_length(table[name]).to_numpy() for name in ("input_ids", "labels"))
     pairs = prompts + summaries
     return SequenceLengths(int(prompts.max()), int(summaries.max()), float(pairs.mean()), float(pairs.std()))
-
-
-def _evaluation_layer(dims: ModelDims) -> int:
-    return EVALUATION_LAYER[0] * dims.hidden + EVALUATION_LAYER[1] * dims.inner

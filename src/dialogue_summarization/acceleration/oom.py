@@ -29,18 +29,6 @@ def retry_with_less(attempt: Callable[[int], Any], size: int, smaller: Callable[
         clear_device_cache(garbage_collection=True)
 
 
-def halve(what: str) -> Callable[[int], int]:
-    """For `retry_with_less`: half as many dialogues, and says so; `NotEnoughMemory` where there is only one."""
-
-    def smaller(size: int) -> int:
-        if size == 1:
-            raise NotEnoughMemory(f"Out of memory while {what} one dialogue. {ADVICE}")
-        print(f"\nOut of memory while {what} {size} dialogues at a time: going on with {size // 2}.")
-        return size // 2
-
-    return smaller
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, also while a CUDA graph was captured, whose end then fails in its own way."""
     if isinstance(error, NotEnoughMemory):

@@ -227,20 +227,16 @@ def _backward_bias(
 
 
 class T5Attention(torch.autograd.Function):
-    """softmax(q kᵀ + bias) v within each sequence, with dropout of the probabilities.
+    """softmax(q kᵀ + bias) v within each sequence, with dropout of the probabilities; (1, tokens, heads, head size).
 
     Args, of `apply`:
-        q: (1, tokens, heads, head size); the head size is a power of 2, at least 16.
-        k, v: The same, or with another number of tokens in cross-attention.
+        q, k, v: (1, tokens, heads, head size); the head size is a power of 2, at least 16.
         bias: (1, heads, max_k, max_k); empty in cross-attention.
         cu_seqlens_q, cu_seqlens_k: int32, (sequences + 1,): sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1].
             Queries of a sequence without keys read 0.
         max_q, max_k: No sequence has more queries or keys; with a bias both are the same, a multiple of BLOCK.
         causal: Whether a query reads only itself and what is before it.
         dropout: The probability of dropping a pair.
-
-    Returns:
-        As q.
     """
 
     @staticmethod

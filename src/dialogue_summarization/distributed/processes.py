@@ -2,12 +2,11 @@
 
 import datetime
 import logging
+import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context, queues
 from typing import Any
 
 import torch
@@ -28,33 +27,32 @@ def launch(world_size: int, function: Callable[..., None], *arguments: object) -
     """
     if torch.cuda.is_available() and world_size > torch.cuda.device_count():
         raise ConfigurationError(f"--gpus {world_size}: there are {torch.cuda.device_count()} here.")
-    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": str(world_size)}
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it says which processes it ends
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # of semaphores that these leave behind
-    messages = get_context("spawn").SimpleQueue()
-    context = start_processes(_call, (variables, messages, partial(function, *arguments)), world_size, join=False)
+    messages = multiprocessing.get_context("spawn").SimpleQueue()
+    given = (world_size, get_free_port(), messages, partial(function, *arguments))
+    context = start_processes(_call, given, world_size, join=False)
     try:
         while not context.join():
             pass
-    except ProcessException:
+    except ProcessException as error:
         if not messages.empty():
             raise UserError(messages.get()) from None
-        codes = [process.exitcode for process in context.processes]
-        killed = [code for code in codes if code < 0 and code != -signal.SIGTERM]  # by which the others are ended
-        if not killed:
+        if (name := getattr(error, "signal_name", None)) is None:
             raise  # a bug, with the traceback
-        code = min(killed)  # SIGKILL before SIGABRT, by which another may end for want of the first
-        raise UserError(
-            f"Process {codes.index(code) + 1} of {world_size} was ended by {signal.Signals(-code).name}. "
-            f"What was finished is kept; the same command goes on."
-        ) from None
+        ended = f"Process {error.error_index + 1} of {world_size} was ended by {name}."
+        raise UserError(f"{ended} What was finished is kept; the same command goes on.") from None
     finally:
         for process in context.processes:  # where this process was interrupted
             process.terminate()
 
 
-def _call(rank: int, variables: dict[str, str], messages: queues.SimpleQueue, function: Callable[[], None]) -> None:
-    os.environ.update(variables, RANK=str(rank), LOCAL_RANK=str(rank))  # as torchrun sets them
+def _call(rank: int, world_size: int, port: int, messages: Any, function: Callable[[], None]) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # as torchrun sets them
+    os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    # A spawned process spawns others too: each worker of each data loader would import all packages anew, ten seconds
+    # each and one after another, whenever an epoch or an evaluation begins. None is Python's own way.
+    multiprocessing.set_start_method(None, force=True)
     join()
     try:
         function()
@@ -69,24 +67,24 @@ def join() -> None:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu:  # the processes share the cores
+    if torch.cuda.is_available():
+        options = {"device_id": torch.device("cuda", int(os.environ["LOCAL_RANK"]))}  # of barriers too
+    else:  # the processes share the cores
+        options = {"cpu": True}
         threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
         torch.set_num_threads(int(threads))
-    state = PartialState(cpu=on_cpu, timeout=datetime.timedelta(minutes=30))  # Trainer's `ddp_timeout`
-    if not state.is_main_process:
+    timeout = datetime.timedelta(minutes=30)  # Trainer's `ddp_timeout`
+    if not PartialState(timeout=timeout, **options).is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def leave() -> None:
     """End this process, when nothing is left to do, if it is one of several."""
     state = PartialState()
-    if state.num_processes == 1:
-        return
     state.wait_for_everyone()
     if torch.cuda.is_available():
         state.destroy_process_group()
-    else:  # one of gloo's threads may still run when Python ends, which aborts the process
+    elif state.num_processes > 1:  # one of gloo's threads may still run when Python ends, which aborts the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -21,9 +21,9 @@ def run(
     else:
         prepared = study.describe(experiment, method, seed, outputs)
     is_made = any(gather_object([prepared.record is not None]))
+    if not is_made and prepared.needs_training:
+        _train(prepared)
     if not is_made:
-        if prepared.needs_training:
-            _train(prepared)
         _finish(prepared)
     return runs.read(prepared.folder)
 
@@ -40,8 +40,8 @@ def _train(prepared: study.PreparedRun) -> None:
 
 def _finish(prepared: study.PreparedRun) -> None:
     bundle = study.load_trained(prepared)
+    generate = partial(summarize, bundle, generation=prepared.generation)
     with hardware.Meter() as meter:
-        generate = partial(summarize, bundle, generation=prepared.generation)
         texts = split_between_processes(generate, list(prepared.splits["test"]["dialogue"]))
     meter.joules, meter.peak_bytes = all_reduce(sum, meter.joules), all_reduce(max, meter.peak_bytes)
     if PartialState().is_main_process:

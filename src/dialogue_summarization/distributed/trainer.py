@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 
 
 class SynchronizedCheckpoint(TimedCheckpoint):
-    """All processes save together: they ask one another, and only where they wait for one another anyway."""
+    """All processes save together: they ask one another, where they wait for one another anyway."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_save |= control.should_log and any(gather_object([self.is_due()]))
@@ -48,11 +48,10 @@ class DistributedEpochMean(EpochMean):
     """The main process keeps the weights: whole ones, so that any number of processes resumes with them."""
 
     def keep(self, weights: dict[str, torch.Tensor], epoch: int) -> None:
-        whole = {
-            name: part.full_tensor().cpu() if isinstance(part, DTensor) else part for name, part in weights.items()
-        }
+        for name, part in weights.items():
+            weights[name] = part.full_tensor().cpu() if isinstance(part, DTensor) else part
         if PartialState().is_main_process:
-            super().keep(whole, epoch)
+            super().keep(weights, epoch)
         PartialState().wait_for_everyone()
 
     def load_into(self, model: torch.nn.Module) -> None:
@@ -91,7 +90,7 @@ class DistributedTrainer(AcceleratedTrainer):
         return generate(dialogues) if self.is_fsdp_enabled else split_between_processes(generate, dialogues)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Without DDP where steps are compiled; the main process's weights are everybody's, as DDP has it."""
+        """Without DDP where steps are compiled; all begin with the main process's weights, as DDP has it."""
         if self.is_fast:
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
             for weight in self.model.parameters():
@@ -104,7 +103,7 @@ class DistributedTrainer(AcceleratedTrainer):
         """Gradients are averaged after it, all in one exchange, where there is no DDP."""
         loss = super().training_step(*args, **kwargs)
         if self.is_fast:
-            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+            gradients = [weight.grad for weight in self._trained if weight.grad is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
             parts = flat.div_(self.args.world_size).split([gradient.numel() for gradient in gradients])
