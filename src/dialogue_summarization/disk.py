@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all, and files that a kill or a copy has cut short."""
+"""Files that are written whole or not at all, that a kill or a copy has cut short, that one process has to itself."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,8 +9,15 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import safetensors
+
+from .errors import UserError
+
+# Data-loading workers inherit the lock of a process that was killed; they notice within 5 s (torch's
+# MP_STATUS_CHECK_INTERVAL).
+_LOCK_SECONDS = 6.0
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -52,3 +60,28 @@ def set_aside(path: Path, folder: Path) -> Path:
     aside = folder / f"{path.name}.damaged"
     shutil.rmtree(aside, ignore_errors=True)
     return path.replace(aside)
+
+
+def lock_run(tmp_dir: Path) -> filelock.BaseFileLock:
+    """Make the run in `tmp_dir` this process's own until the lock is released; locking it twice is locking it once.
+
+    Raises:
+        UserError: Another process is making the run.
+    """
+    tmp_dir.parent.mkdir(parents=True, exist_ok=True)
+    path = tmp_dir.resolve().with_name(f"{tmp_dir.name}.lock")
+    lock = filelock.FileLock(path, timeout=_LOCK_SECONDS, thread_local=False, is_singleton=True)
+    try:
+        return lock.acquire().lock
+    except filelock.Timeout:
+        raise UserError(
+            f"Another process is making the run in {tmp_dir}. Wait until it is done; of a notebook that was "
+            f"interrupted, shut the kernel down. Then the same command goes on."
+        ) from None
+
+
+def unlock(lock: filelock.BaseFileLock) -> None:
+    """Let other processes have the run."""
+    with contextlib.suppress(OSError):  # Windows does not delete open files: an empty one stays
+        Path(lock.lock_file).unlink()
+    lock.release(force=True)

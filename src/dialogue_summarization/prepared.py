@@ -1,6 +1,5 @@
 """A run on its way: where its files are, and what an interrupted sitting left of it."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,14 +14,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from . import models
 from .callbacks import TENSORBOARD
 from .disk import find_corrupt_file, set_aside, write_csv, write_json
-from .errors import UserError
 from .experiments import Experiment, Generation, Method, Settings
 from .runs import Run, RunConfig, read, read_config
 from .training import SummarizationTrainer
 
-# Data-loading workers inherit the lock of a process that was killed; they notice within 5 s (torch's
-# MP_STATUS_CHECK_INTERVAL).
-_LOCK_SECONDS = 6.0
 _LOG_COLUMNS = ("step", "epoch", "loss", "eval_loss", "eval_rouge2", "learning_rate", "seconds")
 _CHECKPOINT_FILES = ("*model*", "optimizer*", "scheduler.pt", "trainer_state.json")  # sharded or not
 
@@ -136,28 +131,3 @@ def _why_unusable(folder: Path) -> str | None:
             return f"the best checkpoint so far, {best.name}, is not there"
         file.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}), encoding="utf-8")
     return None
-
-
-def lock_run(tmp_dir: Path) -> filelock.BaseFileLock:
-    """Make the run in `tmp_dir` this process's own until the lock is released; locking it twice is locking it once.
-
-    Raises:
-        UserError: Another process is making the run.
-    """
-    tmp_dir.parent.mkdir(parents=True, exist_ok=True)
-    path = tmp_dir.resolve().with_name(f"{tmp_dir.name}.lock")
-    lock = filelock.FileLock(path, timeout=_LOCK_SECONDS, thread_local=False, is_singleton=True)
-    try:
-        return lock.acquire().lock
-    except filelock.Timeout:
-        raise UserError(
-            f"Another process is making the run in {tmp_dir}. Wait until it is done; of a notebook that was "
-            f"interrupted, shut the kernel down. Then the same command goes on."
-        ) from None
-
-
-def unlock(lock: filelock.BaseFileLock) -> None:
-    """Let other processes have the run."""
-    with contextlib.suppress(OSError):  # Windows does not delete open files: an empty one stays
-        Path(lock.lock_file).unlink()
-    lock.release(force=True)

@@ -90,6 +90,14 @@ def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> HTML:
     return texts_as_html(side_by_side(runs, test, {rule: int(number) for rule, number in chosen.items()}, "rougeL").T)
 
 
+def example(runs: Sequence[Run], test: datasets.Dataset) -> str:
+    """The dialogue in the middle by the last run's ROUGE-L: as text, with a reference and every run's summary."""
+    number = int(np.argsort(runs[-1].scores["rougeL"].to_numpy(), kind="stable")[len(test) // 2])
+    texts = {"reference": test[number]["summaries"][0]}
+    texts |= {display_name(run): predictions(run, test)[number] for run in runs}
+    return "\n".join([test[number]["dialogue"], "", *(f"{name + ':':16} {text}" for name, text in texts.items())])
+
+
 def side_by_side(runs: Sequence[Run], test: datasets.Dataset, chosen: Mapping[str, int], measure: str) -> pd.DataFrame:
     """A row per chosen dialogue (why, and its number): its texts, and each run's summary with its score."""
     rows = {}

@@ -12,11 +12,11 @@ import pandas as pd
 import transformers
 
 from . import data, hardware, models, runs
-from .disk import write_csv, write_json
+from .disk import lock_run, unlock, write_csv, write_json
 from .errors import ConfigurationError
 from .experiments import Experiment, Method
 from .generation import summarize
-from .prepared import PreparedRun, lock_run, unlock
+from .prepared import PreparedRun
 from .rouge import score_dialogues
 from .training import SummarizationTrainer, encode_split, trainer_class, training_arguments
 

@@ -45,7 +45,8 @@ class AcceleratedGenerator(BatchGenerator):
         head_size = config.hidden_size // config.num_attention_heads
         key_bytes = 2 * config.num_hidden_layers * heads * head_size * 4  # keys and values per token, in fp32
         tokens = generation_tokens(device_memory(), dims_of(bundle.model), key_bytes, generation.num_beams)
-        self.tokens = min(tokens, MAX_TOKENS[hardware.device().type])
+        most = MAX_TOKENS["cpu"] // generation.num_beams if hardware.device().type == "cpu" else MAX_TOKENS["cuda"]
+        self.tokens = min(tokens, most)
 
     def __enter__(self) -> "AcceleratedGenerator":
         self.enter_context(compilation_disabled(self.bundle.model))
@@ -80,6 +81,8 @@ class AcceleratedGenerator(BatchGenerator):
             return super().generate(inputs, **options)
         cache = fixed_cache(base, inputs["input_ids"].shape[1], self.generation.max_new_tokens)
         with fast_decoding(base):
+            if base.device.type == "cpu" and self.generation.num_beams > 1:
+                _read_prompts(base, inputs, cache, self.generation.num_beams)
             return super().generate(inputs, past_key_values=cache, **options)
 
 
@@ -115,6 +118,10 @@ class FixedLayer(StaticLayer):
         """Round once what attention would round at every step."""
         return super().update(key_states.to(self._dtype), value_states.to(self._dtype), *args, **kwargs)
 
+    def repeat(self, count: int) -> None:
+        """The states of each sequence so many times in a row."""
+        self.keys, self.values = (states.repeat_interleave(count, dim=0) for states in (self.keys, self.values))
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for states in (self.keys, self.values):
             generated = states[:, :, self._prompt_length :]
@@ -128,6 +135,15 @@ def fixed_cache(model: PreTrainedModel, prompt_length: int, new_tokens: int) -> 
     cache = StaticCache(config=model.config, max_cache_len=length)
     cache.layers = [FixedLayer(length, prompt_length, dtype) for _ in cache.layers]
     return cache
+
+
+def _read_prompts(model: PreTrainedModel, inputs: dict[str, Tensor], cache: StaticCache, num_beams: int) -> None:
+    """Fill the cache with all but the last token of each prompt, read once; `generate` would read it for every beam."""
+    ids, mask = (inputs[name][:, :-1] for name in ("input_ids", "attention_mask"))
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+    for layer in cache.layers:
+        layer.repeat(num_beams)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """Run an experiment's notebooks, and copy them for a class. Imports that are slow wait for options that can be used."""
 
+import os
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import experiments
-from ..errors import ConfigurationError, UserError
+from ..errors import ConfigurationError
 from ..experiments import STUDY_RUNS, Experiment, Method
 from .models import BASE_MODELS
 
@@ -23,39 +24,42 @@ def run_experiment(options: Namespace) -> None:
         model = BASE_MODELS[model].hub_id
     experiment = experiments.experiment(options.command, model=model, dataset=dataset, limit=options.limit)
 
-    from .. import data, report, runs, study
-    from ..acceleration.trainer import per_process_batch_size
-    from ..distributed import processes
-    from ..prepared import lock_run, unlock
+    print(f"{experiment.name}: {', '.join(names)}", flush=True)
+    from .. import data
+    from ..disk import lock_run, unlock
+    from . import execution
 
-    outputs = (options.outputs or runs.OUTPUTS).resolve()
-    folder = outputs / experiment.name
+    outputs = (options.outputs or data.ROOT / "outputs").resolve()
+    folder, source = outputs / experiment.name, data.ROOT / "notebooks"
+    if not source.exists():
+        raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
     # Errors here, not in a notebook: bad data, and a run that another process is making.
     test = data.load(experiment)["test"]
     for name in names:
         unlock(lock_run(folder / name / f"seed-{options.seed}.partial"))
-    if options.gpus > 1:
-        for settings in filter(None, map(experiment.settings_for, methods)):
-            per_process_batch_size(settings.batch_size, options.gpus)
-        processes.launch(options.gpus, make_runs, experiment, methods, options.seed, outputs, options.force)
+    if options.gpus != 1:
+        _make_in_processes(experiment, methods, options, outputs)
         options.force = False  # the notebooks load what the processes made
-    print(f"{experiment.name}: {', '.join(names)}")
     for method in methods:
         if method.name not in STUDY_RUNS:  # no notebook makes it; the last one compares it
-            study.run(experiment, method, options.seed, outputs=outputs, force=options.force)
+            make_runs(experiment, [method], options.seed, outputs, options.force)
+
     parameters = {"EXPERIMENT": options.command, "MODEL": model, "DATASET": dataset, "LIMIT": options.limit}
     parameters |= {"SEED": options.seed, "FORCE": options.force, "OUTPUTS": options.outputs and str(outputs)}
-    defaults = ("quickstart", ",".join(STUDY_RUNS), None, 0, False)
     taught = [name for name in names if name in STUDY_RUNS]
-    for notebook in sorted({MADE_BY.get(name, NOTEBOOKS[2]) for name in taught} | {NOTEBOOKS[3]}):
-        parameters["RUNS"] = ",".join(names if notebook == NOTEBOOKS[3] else taught)
-        changed = {name: value for name, value in parameters.items() if value not in defaults}
-        execute(data.ROOT / "notebooks" / f"{notebook}.ipynb", folder / "notebooks", changed)
+    notebooks = sorted({MADE_BY.get(name, NOTEBOOKS[2]) for name in taught} | {NOTEBOOKS[3]})
+    sources = {}
+    for notebook in notebooks:
+        given = parameters | {"RUNS": ",".join(names if notebook == NOTEBOOKS[3] else taught)}
+        sources[source / f"{notebook}.ipynb"] = {name: value for name, value in given.items() if value}
+    execution.execute(sources, folder / "notebooks")
 
-    made = runs.collect(experiment.name, outputs)
-    made = [run for run in made if run.name in names and run.config.seed == options.seed]
-    print(f"\n{report.results(made).to_string()}\n\n{report.signature(test)}")
-    print(f"Records of the runs, and executed notebooks with HTML copies: {folder}")
+    from .. import report, runs
+
+    made = [run for run in runs.collect(experiment.name, outputs) if run.name in names]
+    made = [run for run in made if run.config.seed == options.seed]
+    print(f"\n{report.results(made).to_string()}\n\n{report.signature(test)}\n\n{report.example(made, test)}")
+    print(f"\nTo open: {folder / 'notebooks' / notebooks[-1]}.html\nRecords of the runs: {folder}")
 
 
 def _absolute(source: str | None) -> str | None:
@@ -63,40 +67,27 @@ def _absolute(source: str | None) -> str | None:
     return str(Path(source).expanduser().resolve()) if is_folder else source  # notebooks run elsewhere
 
 
+def _make_in_processes(experiment: Experiment, methods: Sequence[Method], options: Namespace, outputs: Path) -> None:
+    from .. import models
+    from ..acceleration.trainer import per_process_batch_size
+    from ..distributed import processes
+
+    if options.gpus < 1:
+        raise ConfigurationError(f"--gpus takes 1 or more, not {options.gpus}.")
+    for settings in filter(None, map(experiment.settings_for, methods)):
+        per_process_batch_size(settings.batch_size, options.gpus)
+    models.local_snapshot(experiment.model)  # downloaded, or converted, once
+    processes.launch(options.gpus, make_runs, experiment, methods, options.seed, outputs, options.force)
+
+
 def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outputs: Path, force: bool) -> None:
-    """Make the runs without notebooks, in each of several processes."""
-    from ..distributed import study
+    """Make runs without notebooks, in this process or in each of several."""
+    from .. import study as alone
+    from ..distributed import study as together
 
     for method in methods:
-        study.run(experiment, method, seed, outputs=outputs, force=force)
-
-
-def execute(source: Path, folder: Path, parameters: Mapping[str, object]) -> None:
-    """Run a notebook from a fresh kernel and keep it, failed or not, executed and as HTML. Raises `UserError`."""
-    import nbformat
-    import papermill
-    from nbconvert import HTMLExporter
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / source.name
-    kernel = {"kernel_name": "python3", "cwd": source.parent}
-    kernel["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
-    shown = {"progress_bar": {"desc": source.stem}, "coalesce_streams": True}  # of a cell's own bars the last state
-    try:
-        papermill.execute_notebook(source, target, parameters, **kernel, **shown)
-    except papermill.PapermillExecutionError as error:
-        what = f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}"
-        kept = f"The notebook as far as it came: {target}. What was finished is kept; the same command goes on."
-        raise UserError(f"{what}\n{kept}") from error
-    finally:
-        if target.exists():
-            notebook = nbformat.read(target, as_version=4)
-            for part in (notebook, *notebook.cells):
-                for name in ("papermill", "execution", "widgets"):
-                    part.metadata.pop(name, None)
-            nbformat.write(notebook, target)
-            html, _ = HTMLExporter().from_notebook_node(notebook)
-            target.with_suffix(".html").write_text(html, encoding="utf-8", newline="\n")
+        run = together.run if int(os.environ.get("WORLD_SIZE", "1")) > 1 else alone.run
+        run(experiment, method, seed, outputs=outputs, force=force)
 
 
 def copy_for_class(options: Namespace) -> None:

@@ -21,8 +21,9 @@ from accelerate.utils.memory import clear_device_cache
 from datasets import DatasetDict
 
 from dialogue_summarization import data, errors, experiments, models, rouge, runs, study
+from dialogue_summarization.disk import lock_run
 from dialogue_summarization.experiments import Experiment
-from dialogue_summarization.prepared import PreparedRun, lock_run
+from dialogue_summarization.prepared import PreparedRun
 
 from ..short_training import TRAIN_ONLY
 from . import records

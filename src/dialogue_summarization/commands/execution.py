@@ -1,0 +1,105 @@
+"""Execute notebooks one after the other in one kernel, each from an empty namespace, with one progress bar.
+
+A kernel of its own for each notebook would import torch and transformers again, which takes as long as training there.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+from papermill.parameterize import parameterize_notebook
+from tqdm import tqdm
+
+from ..errors import UserError
+
+EMPTY = "import gc; get_ipython().reset(new_session=True); gc.collect()"
+_TQDM = re.compile(r"(?P<what>\w[\w -]*): +\d+%.*?(?P<done>\d+)/(?P<total>\d+) \[[\d:]+<(?P<left>[\d:]+)")
+
+
+class Kernel(NotebookClient):
+    """A kernel that executes notebooks; what a cell prints with a bar of its own is shown in `bar`."""
+
+    bar: tqdm
+
+    def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        """nbclient's; of the bars of a cell, only the last state is kept."""
+        if msg["msg_type"] == "stream" and (shown := [*_TQDM.finditer(msg["content"]["text"])]):
+            now = shown[-1].groupdict()
+            self.bar.set_postfix_str("{what}: {done} of {total}, {left} left".format(**now))
+        return super().process_message(msg, cell, cell_index)
+
+    def execute_all(self, notebook: NotebookNode) -> None:
+        """Execute a notebook's cells in order, from an empty namespace."""
+        self.nb = notebook
+        self.reset_execution_trackers()
+        self.execute_cell(nbformat.v4.new_code_cell(EMPTY), 0, store_history=False)
+        for number, cell in enumerate(notebook.cells):
+            self.execute_cell(cell, number)
+            self.bar.update()
+
+
+@contextmanager
+def kernel(folder: Path) -> Iterator[Kernel]:
+    """A kernel that works in a folder, started at once."""
+    client = Kernel(nbformat.v4.new_notebook(), kernel_name="python3", timeout=None, coalesce_streams=True)
+    client.resources = {"metadata": {"path": str(folder)}}
+    # Its note on TCP would break the progress bar.
+    with client.setup_kernel(cwd=str(folder), extra_arguments=["--IPKernelApp.log_level=40"]):
+        yield client
+
+
+def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
+    """Execute notebooks with their parameters, and keep each in a folder, failed or not, also as HTML.
+
+    Raises:
+        UserError: A cell failed, or the kernel was ended from outside. What was finished is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    notebooks = {
+        path: parameterize_notebook(nbformat.read(path, as_version=4), dict(parameters))
+        for path, parameters in sources.items()
+    }
+    total = sum(len(notebook.cells) for notebook in notebooks.values())
+    with ThreadPoolExecutor(1) as writer, tqdm(total=total, unit="cell", mininterval=0.5) as bar:
+        bar.set_description("starting")
+        with kernel(next(iter(sources)).parent) as client:
+            client.bar = bar
+            for path, notebook in notebooks.items():
+                bar.set_description(path.stem)
+                try:
+                    client.execute_all(notebook)
+                except (CellExecutionError, DeadKernelError) as error:
+                    raise UserError(f"{path.name} {_reason(error, notebook)}\n{_kept(folder / path.name)}") from error
+                finally:
+                    writer.submit(_write, notebook, folder / path.name)
+
+
+def _reason(error: Exception, notebook: NotebookNode) -> str:
+    if isinstance(error, CellExecutionError):
+        count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
+        return f"stopped in cell {count}: {error.ename}: {error.evalue}"
+    return (
+        "stopped: its kernel was ended from outside, as a rule for want of memory. Close other programs, run less at "
+        "once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
+    )
+
+
+def _kept(path: Path) -> str:
+    return f"The notebook as far as it came: {path}. What was finished is kept; the same command goes on."
+
+
+def _write(notebook: NotebookNode, target: Path) -> None:
+    from nbconvert import HTMLExporter  # slow to import, while the next notebook runs
+
+    for part in (notebook, *notebook.cells):
+        for name in ("papermill", "execution", "widgets"):
+            part.metadata.pop(name, None)
+    nbformat.write(notebook, target)
+    html, _ = HTMLExporter().from_notebook_node(notebook)
+    target.with_suffix(".html").write_text(html, encoding="utf-8", newline="\n")
