@@ -39,11 +39,14 @@ class Progress(TrainerCallback):
 
     bar: tqdm | None = None
 
+    def __init__(self, what: str = "training") -> None:
+        self.what = what
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:  # of an attempt that failed
             self.bar.close()
         start, total = state.global_step, state.max_steps
-        self.bar = tqdm(total=total, initial=start, desc="training", file=sys.stdout, mininterval=1)
+        self.bar = tqdm(total=total, initial=start, desc=self.what, file=sys.stdout, mininterval=1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)

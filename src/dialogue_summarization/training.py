@@ -145,7 +145,8 @@ class SummarizationTrainer(Trainer):
         folder, count = Path(self.args.output_dir), settings.averaged_epochs
         self.epoch_mean = self.epoch_mean_class(count, folder / "epochs") if count else None
         early_stopping = EarlyStoppingCallback(settings.patience) if settings.patience is not None else None
-        ours = (Progress(), self.timed_checkpoint_class(), EventFiles(folder), self.epoch_mean, early_stopping)
+        progress = Progress(f"training {method.name}" if method else "training")
+        ours = (progress, self.timed_checkpoint_class(), EventFiles(folder), self.epoch_mean, early_stopping)
         for callback in filter(None, ours):
             self.add_callback(callback)
 

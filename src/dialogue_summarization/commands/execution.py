@@ -12,13 +12,15 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbformat import NotebookNode
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
 from ..errors import UserError
 
-EMPTY = "import gc; get_ipython().reset(new_session=True); gc.collect()"
+EMPTY = "get_ipython().reset(new_session=True); __import__('gc').collect()"
 _TQDM = re.compile(r"(?P<what>\w[\w -]*): +\d+%.*?(?P<done>\d+)/(?P<total>\d+) \[[\d:]+<(?P<left>[\d:]+)")
 
 
@@ -41,6 +43,7 @@ class Kernel(NotebookClient):
         self.execute_cell(nbformat.v4.new_code_cell(EMPTY), 0, store_history=False)
         for number, cell in enumerate(notebook.cells):
             self.execute_cell(cell, number)
+            self.bar.set_postfix_str("", refresh=False)
             self.bar.update()
 
 
@@ -48,9 +51,8 @@ class Kernel(NotebookClient):
 def kernel(folder: Path) -> Iterator[Kernel]:
     """A kernel that works in a folder, started at once."""
     client = Kernel(nbformat.v4.new_notebook(), kernel_name="python3", timeout=None, coalesce_streams=True)
-    client.resources = {"metadata": {"path": str(folder)}}
-    # Its note on TCP would break the progress bar.
-    with client.setup_kernel(cwd=str(folder), extra_arguments=["--IPKernelApp.log_level=40"]):
+    client.extra_arguments = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
+    with client.setup_kernel(cwd=str(folder)):
         yield client
 
 
@@ -61,12 +63,10 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
         UserError: A cell failed, or the kernel was ended from outside. What was finished is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    notebooks = {
-        path: parameterize_notebook(nbformat.read(path, as_version=4), dict(parameters))
-        for path, parameters in sources.items()
-    }
+    notebooks = {path: _with_parameters(path, parameters) for path, parameters in sources.items()}
     total = sum(len(notebook.cells) for notebook in notebooks.values())
-    with ThreadPoolExecutor(1) as writer, tqdm(total=total, unit="cell", mininterval=0.5) as bar:
+    layout = "{desc} {bar:20} {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
+    with ThreadPoolExecutor(1) as writer, tqdm(total=total, bar_format=layout, mininterval=0.5) as bar:
         bar.set_description("starting")
         with kernel(next(iter(sources)).parent) as client:
             client.bar = bar
@@ -78,6 +78,11 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
                     raise UserError(f"{path.name} {_reason(error, notebook)}\n{_kept(folder / path.name)}") from error
                 finally:
                     writer.submit(_write, notebook, folder / path.name)
+
+
+def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
+    notebook, _ = ClearOutputPreprocessor().preprocess(load_notebook_node(str(path)), {})
+    return parameterize_notebook(notebook, dict(parameters))
 
 
 def _reason(error: Exception, notebook: NotebookNode) -> str:

@@ -2,9 +2,11 @@
 
 import os
 import re
+import threading
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from .. import experiments
 from ..errors import ConfigurationError
@@ -52,10 +54,9 @@ def run_experiment(options: Namespace) -> None:
     for notebook in notebooks:
         given = parameters | {"RUNS": ",".join(names if notebook == NOTEBOOKS[3] else taught)}
         sources[source / f"{notebook}.ipynb"] = {name: value for name, value in given.items() if value}
+    threading.Thread(target=_tables, daemon=True).start()  # importing them takes seconds: meanwhile
     execution.execute(sources, folder / "notebooks")
-
-    from .. import report, runs
-
+    report, runs = _tables()
     made = [run for run in runs.collect(experiment.name, outputs) if run.name in names]
     made = [run for run in made if run.config.seed == options.seed]
     print(f"\n{report.results(made).to_string()}\n\n{report.signature(test)}\n\n{report.example(made, test)}")
@@ -65,6 +66,12 @@ def run_experiment(options: Namespace) -> None:
 def _absolute(source: str | None) -> str | None:
     is_folder = source is not None and Path(source).expanduser().is_dir()
     return str(Path(source).expanduser().resolve()) if is_folder else source  # notebooks run elsewhere
+
+
+def _tables() -> tuple[ModuleType, ModuleType]:
+    from .. import report, runs
+
+    return report, runs
 
 
 def _make_in_processes(experiment: Experiment, methods: Sequence[Method], options: Namespace, outputs: Path) -> None:

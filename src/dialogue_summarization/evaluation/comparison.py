@@ -18,15 +18,20 @@ from ..figures import COLOURS, MARKERS, colour_of, panels
 from ..intervals import interval
 from ..report import HEADINGS, display_name, side_by_side, texts_as_html, with_interval
 from ..rouge import TYPES
-from ..runs import Run
+from ..runs import OUTPUTS, Run
 from .costs import COST_COLUMNS, cost_measures
 from .statistics import MARGIN, compare, holm
 from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs, published, published_scores
 
+DETAILS = ("form only", "above form", "right", "training dialogues", "validation loss", "seeds")
 
-def all_systems(runs: Sequence[Run], test: Dataset, folder: str | None = None) -> list[System]:
+
+def all_systems(
+    runs: Sequence[Run], test: Dataset, folder: str | None = None, train: Dataset | None = None
+) -> list[System]:
     """Humans, published systems (on DialogSum, where their predictions are in `folder`), runs and baselines."""
-    return [*human_baseline(test), *(published(test, folder) if folder else []), *of_runs(runs, test), *baselines(test)]
+    others = [*human_baseline(test), *(published(test, folder) if folder else [])]
+    return [*others, *of_runs(runs, test), *baselines(test, train)]
 
 
 def record_sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
@@ -38,23 +43,63 @@ def record_sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"record": rows}).rename_axis("run")
 
 
-def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.DataFrame:
-    """A row per system, by kind and then best first: ROUGE with intervals, and seeds with the range of their ROUGE-L.
+def resolution(systems: Sequence[System]) -> str:
+    """What difference so many dialogues can show between two of these systems, as a line above their table."""
+    pairs = list(itertools.combinations(systems, 2))
+    least = [compare(one.scores("rougeL"), other.scores("rougeL")).minimum_detectable for one, other in pairs]
+    count = systems[0].f1.shape[1]
+    return f"{count} dialogues: a difference of {max(least, default=0):.3f} in ROUGE-L is found four times of five."
+
+
+def judgements(experiment: str) -> pd.Series:
+    """How many summaries of each committed run two readers called right, as `14 of 20`; empty where nobody judged."""
+    path = OUTPUTS / "reference" / experiment / "judged.csv"
+    if not path.exists():
+        return pd.Series(dtype=str)
+    right = pd.read_csv(path).groupby("run")["right"].mean()
+    return (20 * right).map("{:.3g} of 20".format)
+
+
+def of_records(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row per method: ROUGE as its records have it, the mean and interval over dialogues and seeds."""
+    rows = {}
+    for name in dict.fromkeys(run.name for run in runs):
+        seeds = [run for run in runs if run.name == name]
+        rows[name] = {"seeds": len(seeds), "training dialogues": f"{_training_dialogues(seeds[0]):,}"}
+        for measure in TYPES:
+            scores = np.stack([run.scores[measure] for run in seeds])
+            rows[name][HEADINGS[measure]] = with_interval(scores.mean(), interval(scores))
+    return pd.DataFrame(rows).T.rename_axis("run")
+
+
+def _training_dialogues(run: Run) -> int:
+    return run.config.dialogues["train"] if run.config.settings else 0
+
+
+def leaderboard(
+    systems: Sequence[System], test: Dataset | None = None, judged: pd.Series | None = None
+) -> pd.DataFrame:
+    """A row per system, by kind and then best first: ROUGE with intervals, and of runs what they learnt from.
+
+    "Form only" is ROUGE-1 against other dialogues' references, and "above form" how much more the own ones give.
+    Validation loss is before training, where it was measured, and after; seeds come with the range of their ROUGE-L.
 
     The human gap is the one in ROUGE-L from the best baseline (0 %) to the humans (100 %), if these are clearly above.
     With `test`, published systems that are not among `systems` are rows too, as they were scored once.
     """
-    rows = [{"system": one.name, "kind": one.kind, "seeds": _seeds(one), **one.columns()} for one in systems]
+    rows = [{"system": one.name, "kind": one.kind, **one.columns(), **_details(one, judged)} for one in systems]
     scores = pd.DataFrame(rows).set_index("system")
     if test is not None:
         recorded = published_scores(test).drop(index=scores.index, errors="ignore")
-        scores = pd.concat([scores, recorded.assign(kind="published", seeds="–")])
+        scores = pd.concat([scores, recorded.assign(kind="published")]).fillna("–")
     scores = scores.sort_values("rougeL", ascending=False, kind="stable")
     scores = scores.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable")
     table = scores[["kind"]].copy()
     for name in TYPES:
         table[HEADINGS[name]] = [from_columns(row, name) for _, row in scores.iterrows()]
-    table["seeds"] = scores["seeds"]
+    for heading in DETAILS:
+        if (scores[heading] != "–").any():
+            table[heading] = scores[heading]
     humans, copies = ([one for one in systems if one.kind == kind] for kind in ("human", "baseline"))
     if humans and copies:
         start = max(copies, key=lambda one: one.score("rougeL"))
@@ -65,10 +110,21 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
     return table
 
 
-def _seeds(one: System) -> str:
-    scores = one.scores("rougeL").mean(axis=1)
-    spread = f": {scores.min():.3f} to {scores.max():.3f}" if len(scores) > 1 else ""
-    return f"{len(scores)}{spread}" if one.kind == "run" else "–"
+def _details(one: System, judged: pd.Series | None) -> dict[str, str]:
+    details = dict.fromkeys(DETAILS, "–")
+    if not np.isnan(one.form_only):
+        details |= {"form only": f"{one.form_only:.3f}", "above form": f"{one.score('rouge1') - one.form_only:.3f}"}
+    if one.kind == "run":
+        scores = one.scores("rougeL").mean(axis=1)
+        spread = f": {scores.min():.3f} to {scores.max():.3f}" if len(scores) > 1 else ""
+        details["seeds"] = f"{len(scores)}{spread}"
+    if one.runs:
+        first = one.runs[0]
+        details["training dialogues"] = f"{_training_dialogues(first):,}"
+        losses = first.log["eval_loss"].dropna().tolist() if "eval_loss" in first.log else []
+        details["right"] = "–" if judged is None else judged.get(first.name, "–")
+        details["validation loss"] = " → ".join(f"{loss:.2f}" for loss in (losses[:1] + losses[-1:])) or "–"
+    return details
 
 
 def best_references(systems: Sequence[System], measure: str) -> pd.DataFrame:
@@ -154,14 +210,16 @@ def biggest_differences(one: Run, other: Run, test: Dataset, *, count: int = 10,
     return texts_as_html(side_by_side([one, other], test, chosen, measure))
 
 
-def standings(systems: Sequence[System], measure: str = "rougeL") -> Figure:
-    """Every system's score with its 95 % interval, from the baselines to the humans."""
+def standings(systems: Sequence[System], measure: str = "rougeL", committed: Sequence[Run] = ()) -> Figure:
+    """Every system's score with its 95 % interval, from the baselines to the humans; committed runs as grey dots."""
     markers = MARKERS | {"human": "*", "published": "P", "baseline": "x"}
     colours = COLOURS | {"human": "black", "published": "#6f6f6f", "baseline": "#9a9a9a"}
     ranked = sorted(systems, key=lambda one: one.score(measure))
     figure, (ax,) = panels(width=7.5, height=0.28 * len(ranked) + 1)
     for place, one in enumerate(ranked):
         name = one.runs[0].name if one.runs else one.kind
+        dots = [run.metrics[measure] for run in committed if run.name == name]
+        ax.plot(dots, [place] * len(dots), "o", color="#b0b0b0", markersize=6)
         ax.plot(one.interval(measure), [place, place], "k|-")
         ax.plot(one.score(measure), place, markers.get(name, "o"), color=colours.get(name, "#3f7f5f"), markersize=8)
     ax.set_yticks(range(len(ranked)), [f"{one.name} [{one.kind}]" for one in ranked])

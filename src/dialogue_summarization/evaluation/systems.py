@@ -19,10 +19,11 @@ from ..data import read_rows
 from ..errors import DataError
 from ..intervals import interval
 from ..report import display_name, predictions, with_interval
-from ..rouge import TYPES, score_dialogues, score_pairs
+from ..rouge import TYPES, score_dialogues, score_pairs, scorer
 from ..runs import Run
 
-KINDS = ("human", "published", "run", "file", "baseline")
+KINDS = ("human", "published", "run", "adapter", "file", "baseline")
+CANDIDATES = 128  # train summaries that are tried as the one sentence for all dialogues
 DIALOGSUM_TEST = "1d9b7820906c345b"  # hash of the test split that the published systems summarized
 
 
@@ -35,6 +36,7 @@ class System:
     f1: np.ndarray  # the mean over a dialogue's references: the headline
     best: np.ndarray | None = None  # of all references; NaN for humans, who have one less
     best_of_others: np.ndarray | None = None  # of all references but one, as a human has; NaN for single references
+    form_only: float = np.nan  # ROUGE-1 against the references of other dialogues: what the form alone scores
     runs: tuple[Run, ...] = ()
 
     def scores(self, measure: str) -> np.ndarray:
@@ -69,7 +71,19 @@ def from_texts(name: str, kind: str, texts: list[list[str]], test: Dataset, runs
     """A system from its summaries of the test dialogues, a list per seed."""
     tables = [score_pairs(summaries, list(test["summaries"])) for summaries in texts]
     mean, best = (np.stack([table.groupby(level="dialogue").agg(how) for table in tables]) for how in ("mean", "max"))
-    return System(name, kind, mean, best, np.stack([leave_one_out_best(table) for table in tables]), tuple(runs))
+    others = np.stack([leave_one_out_best(table) for table in tables])
+    form = float(np.mean([form_only(summaries, list(test["summaries"])) for summaries in texts]))
+    return System(name, kind, mean, best, others, form, tuple(runs))
+
+
+def form_only(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean ROUGE-1 F1 of summaries against the references of other dialogues, 20 others each of 48; NaN for one."""
+    scores, count = [], len(references)
+    for shift in range(1, min(count, 1 + max(1, 1000 // count))):
+        for number, summary in enumerate(summaries):
+            others = references[(number + shift) % count]
+            scores.append(np.mean([scorer(("rouge1",)).score(text, summary)["rouge1"].fmeasure for text in others]))
+    return float(np.mean(scores)) if scores else np.nan
 
 
 def leave_one_out_best(scores: pd.DataFrame) -> pd.DataFrame:
@@ -91,10 +105,19 @@ def of_runs(runs: Sequence[Run], test: Dataset) -> list[System]:
     return [from_texts(name, "run", [predictions(run, test) for run in seeds], test, seeds) for name, seeds in methods]
 
 
-def baselines(test: Dataset) -> list[System]:
-    """What copying turns scores: a model that does no better has learnt nothing about summaries."""
+def baselines(test: Dataset, train: Dataset | None = None) -> list[System]:
+    """What copying turns scores, and one sentence for all dialogues: a model must do better to have learnt anything."""
     copies = pd.DataFrame(map(copied_turns, test["dialogue"]))
+    if train is not None:
+        copies["one sentence for all"] = best_sentence(train)
     return [from_texts(name, "baseline", [copies[name].tolist()], test) for name in copies]
+
+
+def best_sentence(train: Dataset) -> str:
+    """Of the first `CANDIDATES` train summaries the one that scores best, by ROUGE-1, against all of them."""
+    texts = [summaries[0] for summaries in train["summaries"]][:CANDIDATES]
+    rouge1 = scorer(("rouge1",))
+    return max(texts, key=lambda text: sum(rouge1.score(other, text)["rouge1"].fmeasure for other in texts))
 
 
 def copied_turns(dialogue: str) -> dict[str, str]:
