@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import psutil
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
@@ -41,9 +40,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
     `seed` is of dropout and of the order of examples, `overrides` are further arguments of `TrainingArguments`.
     """
     best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
-    gib = psutil.virtual_memory().total / hardware.GIB
-    # More are hardly faster on a CPU, and padding grows with them. SmolLM2 takes 13.1, 7.7 and 5.0 GiB with 8, 4 and 2.
-    micro_batch = largest_divisor(settings.batch_size, 8 if gib >= 15 else 4 if gib >= 10 else 2)
+    micro_batch = largest_divisor(settings.batch_size, 2)  # more are hardly faster on a CPU, and take more memory
     chosen: dict[str, Any] = {
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,

@@ -228,7 +228,7 @@ f2f35e6884d84a2a reference/quickstart/zero-shot/seed-0
 8e64b2edf09578e6 reference/smollm2-dialogsum/full/seed-2
 98577f8d0bac328b reference/smollm2-dialogsum/lora-all-linear/seed-0
 0e3a45119ff2c6ac reference/smollm2-dialogsum/lora-balanced/seed-0
-0e3a45119ff2c6ac reference/smollm2-dialogsum/lora-balanced/adapter-seed-0
+0e3a45119ff2c6ac reference/smollm2-dialogsum/earlier/lora-balanced/seed-0
 df137e72f6c95194 reference/smollm2-dialogsum/lora-balanced/seed-1
 c887c0a9749a0ce6 reference/smollm2-dialogsum/lora-balanced/seed-2
 45582ecf953eac55 reference/smollm2-dialogsum/lora-efficient/seed-0

@@ -9,7 +9,7 @@ import pandas as pd
 from ..disk import write_csv
 from ..report import HEADINGS, display_name, signature
 from ..rouge import TYPES
-from ..runs import Run, read_json
+from ..runs import Run, collect, read_json
 from .comparison import all_systems, leaderboard, pairwise, planned_comparison
 from .systems import from_columns, of_runs
 
@@ -55,7 +55,9 @@ def text(runs: Sequence[Run], test: datasets.Dataset) -> str:
         f"# Results of {runs[0].config.experiment}\n\n{SCORES}": leaderboard(systems, test),
         f"## Is LoRA as good as full fine-tuning?\n\n{PLANNED}": planned_comparison(ours),
         f"## Differences in ROUGE-L\n\n{TESTS}": pairwise(ours, "rougeL"),
-        f"## Decoded by minimum Bayes risk\n\n{BAYES_RISK}": by_minimum_bayes_risk(runs),
+        f"## Decoded by minimum Bayes risk\n\n{BAYES_RISK}": by_minimum_bayes_risk(
+            [*runs, *collect("earlier", runs[0].folder.parents[1])]
+        ),
     }
     sections = []
     for introduction, shown in tables.items():
