@@ -1,7 +1,8 @@
 """Measure on this machine, or make anew what the records say: `python -m measurements NAME ...`.
 
 On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
-Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`, and `withhold FOLDER DATASET TARGET`.
+Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`,
+`committed-adapter`, and `withhold FOLDER DATASET TARGET`.
 """
 
 import argparse
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
             documents.write()
         elif command == "withhold":
             withhold.withhold_folder(*rest)
+        elif command == "committed-adapter":
+            adapter.write()
         elif command == "sample-data":
             sample_data.write(data.ROOT / "data", options.dataset)
         elif command == "sweep":

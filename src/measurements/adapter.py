@@ -1,0 +1,39 @@
+"""The committed adapter's summaries of the sample dialogues, as a record: `python -m measurements committed-adapter`."""
+
+from dataclasses import asdict, replace
+
+import pandas as pd
+
+from dialogue_summarization import data, disk, experiments, hardware, rouge, runs, study
+from dialogue_summarization.generation import summarize
+
+REFERENCE = runs.OUTPUTS / "reference"
+
+
+def write() -> None:
+    """Summarize the quickstart's test dialogues with the adapter, in the quickstart's decoding, and record it."""
+    run = runs.read(REFERENCE / "smollm2-dialogsum" / "lora-balanced" / "seed-0")
+    quickstart = experiments.experiment("quickstart")
+    splits = data.load(quickstart)
+    test, bundle = splits["test"], study.load_run(run)
+    with hardware.Meter() as meter:
+        texts = summarize(bundle, list(test["dialogue"]), quickstart.generation)
+    config = replace(
+        run.config,
+        experiment="quickstart-adapter",
+        dataset=quickstart.dataset,
+        generation=asdict(quickstart.generation),
+        dialogues=run.config.dialogues | {"test": len(test)},
+        data_fingerprint=data.fingerprint(splits),
+    )
+    scores = rouge.score_dialogues(texts, test["summaries"]).set_index(pd.Index(test["id"], name="id"))
+    metrics = {name: value for name, value in run.metrics.items() if not name.startswith("generate_")}
+    metrics |= {name: round(float(value), 6) for name, value in scores.mean().items()}
+    metrics |= {"dialogues": len(test), "references": sum(map(len, test["summaries"]))} | meter.costs("generate")
+    folder = REFERENCE / "quickstart-adapter" / "lora-balanced" / "seed-0"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {"config": asdict(config), "metrics": metrics, "environment": runs.environment()}.items():
+        disk.write_json(folder / f"{name}.json", content)
+    runs.write_predictions(folder / "predictions.csv", test["id"], texts)
+    disk.write_csv(folder / "scores.csv", scores.round(6).reset_index())
+    disk.write_csv(folder / "training_log.csv", run.log)
