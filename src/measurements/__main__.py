@@ -21,6 +21,7 @@ from dialogue_summarization import data, disk, errors, experiments, hardware, ru
 from dialogue_summarization.distributed import processes
 
 from . import (
+    adapter,
     card_limits,
     cost_curves,
     documents,
