@@ -72,12 +72,7 @@ class EventFiles(TensorBoardCallback):
 
 
 class TimedCheckpoint(TrainerCallback):
-    """A checkpoint every `SECONDS_BETWEEN_CHECKPOINTS`, besides those at each epoch's end, so that a kill loses little.
-
-    `saved` says whether there is one of this training.
-    """
-
-    saved = False
+    """A checkpoint every `SECONDS_BETWEEN_CHECKPOINTS`, besides those at each epoch's end, so that a kill loses little."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
@@ -89,7 +84,7 @@ class TimedCheckpoint(TrainerCallback):
         return time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.last, self.saved = time.monotonic(), True
+        self.last = time.monotonic()
 
 
 class EpochMean(TrainerCallback):

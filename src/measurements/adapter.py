@@ -1,4 +1,4 @@
-"""The committed adapter's summaries of the sample dialogues, as a record: `python -m measurements committed-adapter`."""
+"""The committed adapter's summaries of the sample dialogues: `python -m measurements committed-adapter`."""
 
 from dataclasses import asdict, replace
 

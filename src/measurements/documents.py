@@ -68,8 +68,8 @@ def study(name: str) -> str:
     """The results of an experiment: scores, and costs as means over seeds."""
     made, test = reference(name)
     ours = systems.of_runs(made, test)
-    unneeded = ["kind"] if len(ours) < len(made) else ["kind", "seeds"]
-    table = comparison.leaderboard(ours).loc[[one.name for one in ours]].drop(columns=unneeded)
+    shown = [report.HEADINGS[name] for name in TYPES] + (["seeds"] if len(ours) < len(made) else [])
+    table = comparison.leaderboard(ours).loc[[one.name for one in ours], shown]
     costs = pd.DataFrame([pd.DataFrame([run.metrics for run in one.runs]).mean() for one in ours]).set_axis(table.index)
     shares = (costs["trainable_parameters"] / costs["parameters"]).map("{:.2%}".format)
     table["trained"] = shares.replace("0.00%", "none")

@@ -38,9 +38,11 @@ class Kernel(NotebookClient):
 
     def execute_all(self, notebook: NotebookNode) -> None:
         """Execute a notebook's cells in order, from an empty namespace."""
+        empty = nbformat.v4.new_code_cell(EMPTY)
+        self.nb = nbformat.v4.new_notebook(cells=[empty])
+        self.execute_cell(empty, 0, store_history=False)
         self.nb = notebook
         self.reset_execution_trackers()
-        self.execute_cell(nbformat.v4.new_code_cell(EMPTY), 0, store_history=False)
         for number, cell in enumerate(notebook.cells):
             self.execute_cell(cell, number)
             self.bar.set_postfix_str("", refresh=False)
@@ -82,7 +84,7 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
 
 def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
     notebook, _ = ClearOutputPreprocessor().preprocess(load_notebook_node(str(path)), {})
-    return parameterize_notebook(notebook, dict(parameters))
+    return parameterize_notebook(notebook, dict(parameters)) if parameters else notebook
 
 
 def _reason(error: Exception, notebook: NotebookNode) -> str:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from .. import experiments
 from ..errors import ConfigurationError
-from ..experiments import STUDY_RUNS, Experiment, Method
+from ..experiments import EXPERIMENTS, STUDY_RUNS, Experiment, Method
 from .models import BASE_MODELS
 
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
@@ -48,12 +48,15 @@ def run_experiment(options: Namespace) -> None:
 
     parameters = {"EXPERIMENT": options.command, "MODEL": model, "DATASET": dataset, "LIMIT": options.limit}
     parameters |= {"SEED": options.seed, "FORCE": options.force, "OUTPUTS": options.outputs and str(outputs)}
+    defaults = ("quickstart", ",".join(EXPERIMENTS["quickstart"].runs))
     taught = [name for name in names if name in STUDY_RUNS]
     notebooks = sorted({MADE_BY.get(name, NOTEBOOKS[2]) for name in taught} | {NOTEBOOKS[3]})
     sources = {}
     for notebook in notebooks:
         given = parameters | {"RUNS": ",".join(names if notebook == NOTEBOOKS[3] else taught)}
-        sources[source / f"{notebook}.ipynb"] = {name: value for name, value in given.items() if value}
+        sources[source / f"{notebook}.ipynb"] = {
+            name: value for name, value in given.items() if value and value not in defaults
+        }
     threading.Thread(target=_tables, daemon=True).start()  # importing them takes seconds: meanwhile
     execution.execute(sources, folder / "notebooks")
     report, runs = _tables()

@@ -121,9 +121,10 @@ def _details(one: System, judged: pd.Series | None) -> dict[str, str]:
     if one.runs:
         first = one.runs[0]
         details["training dialogues"] = f"{_training_dialogues(first):,}"
-        losses = first.log["eval_loss"].dropna().tolist() if "eval_loss" in first.log else []
-        details["right"] = "–" if judged is None else judged.get(first.name, "–")
-        details["validation loss"] = " → ".join(f"{loss:.2f}" for loss in (losses[:1] + losses[-1:])) or "–"
+        losses = first.log.dropna(subset="eval_loss") if "eval_loss" in first.log else pd.DataFrame()
+        if len(losses):
+            before = f"{losses['eval_loss'].iloc[0]:.2f} → " if losses["step"].iloc[0] == 0 else ""
+            details["validation loss"] = f"{before}{losses['eval_loss'].iloc[-1]:.2f}"
     return details
 
 
