@@ -16,6 +16,7 @@ import pandas as pd
 
 from dialogue_summarization import data, experiments, report, runs
 from dialogue_summarization.evaluation import comparison, results, statistics, systems
+from dialogue_summarization.rouge import TYPES
 
 from . import tables
 from .sweep import report as sweep_report
