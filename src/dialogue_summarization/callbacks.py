@@ -72,7 +72,7 @@ class EventFiles(TensorBoardCallback):
 
 
 class TimedCheckpoint(TrainerCallback):
-    """A checkpoint every `SECONDS_BETWEEN_CHECKPOINTS`, besides those at each epoch's end, so that a kill loses little."""
+    """A checkpoint every `SECONDS_BETWEEN_CHECKPOINTS`, besides those at each epoch's end: a kill loses little."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()

@@ -56,7 +56,7 @@ def test_texts_are_whole_and_escaped_with_their_line_breaks():
 def test_results_are_means_with_intervals_over_dialogues(quickstart):
     made, test = quickstart
     table = report.results(made)
-    assert list(table.index) == [report.display_name(run) for run in made] and len(made) == 5
+    assert list(table.index) == [report.display_name(run) for run in made] and len(made) == 3
     assert table["trained"].iloc[0] == "none" and table["training s"].iloc[0] == "–"
     assert table["peak GiB"].iloc[1] == f"{made[1].metrics['peak_memory_bytes'] / (1 << 30):.1f}"
     for run, cell in zip(made, table["ROUGE-2"], strict=True):
@@ -80,7 +80,7 @@ def test_summaries_of_other_dialogues_are_named(quickstart, tmp_path):
 
 def test_the_signature_says_how_many_references_and_dialogues(quickstart):
     said = report.signature(quickstart[1])
-    assert "|refs:mean3|" in said and "|n:16|" in said and said.startswith("rouge_score:")
+    assert "|refs:mean3|" in said and "|n:48|" in said and said.startswith("rouge_score:")
 
 
 def test_loss_curves_show_every_trained_run(quickstart, tmp_path):

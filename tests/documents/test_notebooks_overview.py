@@ -23,7 +23,7 @@ def table(name):
 @pytest.mark.parametrize("name", ["quickstart", "smollm2-dialogsum"])
 def test_times_and_memory_are_those_of_the_records(name):
     expected = []
-    for run in experiments.STUDY_RUNS:
+    for run in experiments.EXPERIMENTS[name].runs:
         folder = runs.OUTPUTS / "reference" / name / run / "seed-0"
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
         trained = "train_seconds" in metrics

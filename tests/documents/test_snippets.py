@@ -14,6 +14,7 @@ from helpers import tiny_experiment
 from dialogue_summarization import data, experiments, generation, models, study
 from dialogue_summarization.commands import export
 from dialogue_summarization.experiments import METHODS
+from dialogue_summarization.prompts import BRIEF
 
 OURS, WHOLE, ADAPTER = re.findall(r"```python\n(.*?)```", (data.ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 
@@ -50,7 +51,7 @@ def test_our_own_interface(tiny, monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("method, folder", [("full", "my-model"), ("lora-balanced", "my-merged")])
 def test_a_whole_model(tiny_models, tiny_data, made_once, tmp_path, method, folder):
-    experiment = tiny_experiment(tiny_models["llama"], tiny_data)
+    experiment = tiny_experiment(tiny_models["llama"], tiny_data, prompt=BRIEF)
     made = made_once("llama", method, tmp_path / "outputs")
     export.export(made, tmp_path / folder, merge=method != "full")
     bundle = models.load_model(experiment, made.weights)

@@ -95,6 +95,6 @@ def test_the_record_of_the_test_and_its_table(family_name, tiny, made_once, tmp_
 def test_committed_records_are_read():
     """Of the untrained model on DialogSum, the reference is likelier than with speakers swapped in 281 of 433 cases."""
     made = runs.collect("smollm2-dialogsum", "nowhere")
-    table = likelihood.table([run for run in made if run.config.seed == 0])
+    table = likelihood.table([run for run in made if run.config.seed == 0 and run.name != "lora-balanced"])
     assert table.loc["zero-shot (reference)", "speakers swapped (n = 433)"].startswith("65% [")
     assert table.loc["full (reference)", "speakers swapped (n = 433)"].startswith("94% [")

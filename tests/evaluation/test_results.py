@@ -60,7 +60,7 @@ def test_each_dialogue_is_in_one_group(quickstart):
     ours = systems.of_runs(made, test)
     for by in ("length", "turns", "topic"):
         table = comparison.by_group(ours, test, by)
-        assert table["dialogues"].sum() == len(test) == 16
+        assert table["dialogues"].sum() == len(test) == 48
         means = [float(cell.split()[0]) for cell in table[ours[1].name]]
         assert np.average(means, weights=table["dialogues"].astype(int)) == pytest.approx(
             ours[1].score("rougeL"), abs=1e-3
@@ -98,23 +98,23 @@ def test_failures_are_counted(quickstart):
     table = text_metrics.failures(made, test)
     assert (
         list(table.columns) == ["empty", "cut off", "repeats", "copies", "any", "of"]
-        and table["of"].tolist() == [16] * 5
+        and table["of"].tolist() == [48] * 3
     )
-    assert table.loc["full (reference)"].tolist() == [0, 6, 2, 0, 6, 16]
+    assert table.loc["zero-shot (reference)"].tolist() == [0, 3, 0, 35, 37, 48]
 
 
 def test_result_files_hold_what_the_records_hold(quickstart, tmp_path):
     made, test = quickstart
     results.write(made, test, tmp_path)
     table = pd.read_csv(tmp_path / "results.csv")
-    assert table["run"].tolist() == list(experiments.STUDY_RUNS)
+    assert table["run"].tolist() == list(experiments.EXPERIMENTS["quickstart"].runs)
     for number, run in enumerate(made):
         assert table["rougeL"][number] == pytest.approx(run.metrics["rougeL"], abs=1e-6)
         assert table["key"][number] == run.config.key and table["data_hash"][number] == run.config.data_fingerprint
     assert (table["rougeL_low"] < table["rougeL"]).all() and (table["rougeL"] < table["rougeL_high"]).all()
     text = (tmp_path / "results.md").read_text("utf-8")
     for said in (
-        "rouge_score:0.1.2|stem:yes|refs:mean3|lsum:sentences|n:16|bs:10000|seed:0",
+        "rouge_score:0.1.2|stem:yes|refs:mean3|lsum:sentences|n:48|bs:10000|seed:0",
         "b179c9523d0e6a0f",
         "lead-3",
     ):

@@ -72,8 +72,9 @@ def from_texts(name: str, kind: str, texts: list[list[str]], test: Dataset, runs
     tables = [score_pairs(summaries, list(test["summaries"])) for summaries in texts]
     mean, best = (np.stack([table.groupby(level="dialogue").agg(how) for table in tables]) for how in ("mean", "max"))
     others = np.stack([leave_one_out_best(table) for table in tables])
-    form = float(np.mean([form_only(summaries, list(test["summaries"])) for summaries in texts]))
-    return System(name, kind, mean, best, others, form, tuple(runs))
+    measured = texts if kind in ("run", "adapter", "baseline") else []
+    form = [form_only(summaries, list(test["summaries"])) for summaries in measured]
+    return System(name, kind, mean, best, others, float(np.mean(form)) if form else np.nan, tuple(runs))
 
 
 def form_only(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> float:
