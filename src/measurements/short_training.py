@@ -24,7 +24,7 @@ T5_SHAPES = {  # d_model, d_ff, layers, heads: huggingface.co/google/flan-t5-{sm
     "t5-large": (1024, 2816, 24, 16),
     "t5-xl": (2048, 5120, 24, 32),
 }
-TRAIN_ONLY = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+TRAIN_ONLY = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}
 
 
 def synchronized_time() -> float:
