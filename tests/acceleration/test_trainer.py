@@ -17,7 +17,7 @@ from dialogue_summarization.experiments import METHODS, Settings
 from dialogue_summarization.training import SummarizationTrainer
 
 TINY = Settings(5e-3, epochs=2, batch_size=4, select_by="loss")
-QUIET = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 5.99 GiB."
 ROWS = tiny_rows(18)  # 5 batches of 4, the last of 2
 

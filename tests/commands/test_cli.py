@@ -14,7 +14,7 @@ import pytest
 from helpers import SHARED, tiny_rows
 
 from dialogue_summarization import data, experiments, report, runs
-from dialogue_summarization.commands import cli, notebooks
+from dialogue_summarization.commands import cli, execution, notebooks
 from dialogue_summarization.evaluation import comparison
 
 PUBLISHED = SHARED / "published"
@@ -73,7 +73,9 @@ def test_no_experiment_means_quickstart(monkeypatch):
 def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, monkeypatch, tmp_path, capsys):
     seen = []
     monkeypatch.setattr(
-        notebooks, "execute", lambda source, folder, given: seen.append((source.stem, given.get("RUNS")))
+        execution,
+        "execute",
+        lambda sources, folder: seen.extend((path.stem, given.get("RUNS")) for path, given in sources.items()),
     )
     register(tiny)
     runs = "last-2-blocks,lora-balanced,lora-plus"
@@ -87,7 +89,7 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
 @pytest.mark.parametrize("name", notebooks.NOTEBOOKS)
 def test_what_a_command_line_leaves_out_is_what_notebooks_say(name):
     defaults = {
-        "EXPERIMENT": "quickstart", "RUNS": ",".join(experiments.STUDY_RUNS), "MODEL": None, "DATASET": None,
+        "EXPERIMENT": "quickstart", "RUNS": ",".join(experiments.EXPERIMENTS["quickstart"].runs), "MODEL": None, "DATASET": None,
         "LIMIT": None, "SEED": 0, "FORCE": False, "OUTPUTS": "../outputs",
     }  # fmt: skip
     known = papermill.inspect_notebook(str(data.ROOT / "notebooks" / f"{name}.ipynb"))

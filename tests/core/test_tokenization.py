@@ -10,11 +10,13 @@ from torch.nn.functional import cross_entropy
 
 from dialogue_summarization import experiments, models
 from dialogue_summarization.generation import generation_config
+from dialogue_summarization.prompts import PROMPT
 from dialogue_summarization.tokenization import IGNORE_INDEX
 
 BEFORE, AFTER = "summarize the following conversation:\n", "\nsummary: "
 CHAT = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
 DIALOGUE = "#Person1#: Hello Ann, the bike?\n#Person2#: At home."
+QUICKSTART = replace(experiments.EXPERIMENTS["quickstart"], prompt=PROMPT)
 LONG = "\n".join(f"#Person{turn % 2 + 1}#: word{turn} and {turn * 7} o'clock" for turn in range(60))
 # Of different lengths, so that a batch of them is padded in prompts and in labels.
 PAIRS = [
@@ -43,7 +45,8 @@ def around(family_name):
 @pytest.fixture
 def with_limit(family_name, tiny_models):
     return lambda limit: models.load_tokenizer(
-        str(tiny_models[family_name]), replace(experiments.experiment("quickstart"), max_prompt_tokens=limit)
+        str(tiny_models[family_name]),
+        replace(experiments.experiment("flan-t5-base-dialogsum"), max_prompt_tokens=limit),
     )[1]
 
 
@@ -208,7 +211,7 @@ def test_generated_ids_are_what_was_written(bundle, tiny, family_name):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    quickstart = experiments.experiment("quickstart")
+    quickstart = QUICKSTART
     assert quickstart.model == experiments.PACKAGED_MODEL
     return models.load_tokenizer(models.local_snapshot(quickstart.model), quickstart)
 

@@ -21,7 +21,7 @@ TINY = Settings(5e-3, epochs=2, batch_size=4, select_by="loss")
 FAST = replace(TINY, learning_rate=1e-2, batch_size=8)
 EPOCHS = {"t5": 60, "llama": 100}  # enough to learn eight summaries by heart
 GENERATION = Generation(max_new_tokens=30)
-QUIET = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}
 
 
 def train(*some, **more):

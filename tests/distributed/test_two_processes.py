@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dialogue_summarization import experiments, models, runs, study
 from dialogue_summarization.acceleration.trainer import per_process_batch_size
-from dialogue_summarization.commands import cli, notebooks
+from dialogue_summarization.commands import cli, execution
 from dialogue_summarization.distributed import processes
 from dialogue_summarization.errors import NotEnoughMemory, UserError
 from measurements import __main__ as measurements
@@ -66,7 +66,7 @@ def test_a_killed_process_is_named_and_the_same_command_finishes(places, said, m
     llama, _, dataset, folder = places
     assert "Process 2 of 2 was ended by SIGKILL" in said and "same command goes on" in said
     executed, handler = [], signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(notebooks, "execute", lambda source, folder, told: executed.append(source.stem))
+    monkeypatch.setattr(execution, "execute", lambda sources, folder: executed.extend(path.stem for path in sources))
     line = ["smollm2-dialogsum", "--runs", ",".join(two_processes.METHODS), "--gpus", "2", "--model", str(llama)]
     assert cli.main([*line, "--dataset", str(dataset), "--outputs", str(folder / "two")]) == 0
     assert executed == ["02_full_fine_tuning", "03_lora", "04_evaluation"]

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from dialogue_summarization import data, experiments, runs, study
 from dialogue_summarization.commands import cli
+from dialogue_summarization.commands.execution import execute as execute_notebooks
 from dialogue_summarization.commands.notebooks import NOTEBOOKS
-from dialogue_summarization.commands.notebooks import execute as execute_notebook
 from dialogue_summarization.errors import UserError
 
 FOLDER = data.ROOT / "notebooks"
@@ -86,8 +86,10 @@ def test_all_notebooks_run_and_are_kept_as_html(studied):
         assert not any(WIDGET in output.get("data", {}) for output in shown)
     table = "".join(shown[-1]["data"]["text/html"])
     rows = re.findall(r"<th>([^<]*)</th>\s*<td>(.*?)</td>", table, re.DOTALL)
-    assert [name for name, _ in rows] == [*experiments.STUDY_RUNS] and "The weights of" not in table, "each generates"
-    for run in experiments.STUDY_RUNS:
+    assert [name for name, _ in rows] == [
+        *experiments.EXPERIMENTS["quickstart"].runs
+    ] and "The weights of" not in table, "each generates"
+    for run in experiments.EXPERIMENTS["quickstart"].runs:
         assert re.search(rf"^{run} .*\d\.\d{{3}} \[", done.stdout, re.MULTILINE), done.stdout
 
 
@@ -95,8 +97,8 @@ def test_all_notebooks_run_and_are_kept_as_html(studied):
 def test_a_second_study_loads_what_is_done(studied):
     folder, arguments, _ = studied
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-0/metrics.json")}
-    assert len(before) == 5
-    again = command(*arguments, "--runs", "zero-shot,lora-efficient")
+    assert len(before) == 3
+    again = command(*arguments, "--runs", "zero-shot,full")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     texts = [output["text"] for output in outputs(folder / "notebooks" / "01_zero_shot.ipynb") if "text" in output]
@@ -126,7 +128,7 @@ def test_a_failing_cell_is_named_and_the_notebook_kept(tmp_path):
     good, bad = (nbformat.v4.new_code_cell(code) for code in ("print('so far')", "1 / 0"))
     nbformat.write(nbformat.v4.new_notebook(cells=[good, bad]), source)
     with forked.kernels(), pytest.raises(UserError, match=r"failing\.ipynb stopped in cell 2: ZeroDivisionError"):
-        execute_notebook(source, tmp_path / "executed", {})
+        execute_notebooks({source: {}}, tmp_path / "executed")
     assert [output["output_type"] for output in outputs(tmp_path / "executed" / source.name)][-2:] == [
         "stream",
         "error",

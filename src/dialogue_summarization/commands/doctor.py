@@ -19,7 +19,7 @@ OTHER_GIB = 3
 def report(options: Namespace) -> None:
     """Print what there is, and what keeps each experiment from running; an error if the quickstart cannot run."""
     outputs = (options.outputs or runs.OUTPUTS).resolve()
-    machine, hub_error = runs.environment(), hub.hub_error()
+    machine, hub_error = runs.environment(), hub.offline_reason()
     cached = ["/".join(path.name.split("--")[1:]) for path in sorted(Path(constants.HF_HUB_CACHE).glob("*--*"))]
     disk = shutil.disk_usage(next(place for place in (outputs, *outputs.parents) if place.exists()))
     print(f"Device:         {machine['device']} ({machine['system']})")
