@@ -46,7 +46,7 @@ def around(family_name):
 def with_limit(family_name, tiny_models):
     return lambda limit: models.load_tokenizer(
         str(tiny_models[family_name]),
-        replace(experiments.experiment("flan-t5-base-dialogsum"), max_prompt_tokens=limit),
+        replace(QUICKSTART, max_prompt_tokens=limit),
     )[1]
 
 
