@@ -90,7 +90,8 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
 def test_what_a_command_line_leaves_out_is_what_notebooks_say(name):
     taught = ",".join(experiments.EXPERIMENTS["quickstart"].runs)
     defaults = {
-        "EXPERIMENT": "quickstart", "RUNS": taught, "MODEL": None, "DATASET": None, "LIMIT": None, "SEED": 0, "FORCE": False, "OUTPUTS": "../outputs",
+        "EXPERIMENT": "quickstart", "RUNS": taught, "MODEL": None, "DATASET": None, "LIMIT": None,
+        "SEED": 0, "FORCE": False, "OUTPUTS": "../outputs",
     }  # fmt: skip
     known = papermill.inspect_notebook(str(data.ROOT / "notebooks" / f"{name}.ipynb"))
     said = {key: ast.literal_eval(entry["default"]) for key, entry in known.items()}

@@ -38,7 +38,8 @@ def record_sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
     """A row per run: where its record comes from, or that it is missing."""
     rows, made = {}, {run.name for run in runs}
     for run in runs:
-        rows[display_name(run)] = f"{'committed reference' if run.is_reference else 'made here'}, {run.date}"
+        committed = f"committed reference of {run.date}; notebooks 01 to 03 make it anew"
+        rows[display_name(run)] = committed if run.is_reference else f"made here on {run.date}"
     rows |= {name: "missing: notebooks 01 to 03 make it" for name in names if name not in made}
     return pd.DataFrame({"record": rows}).rename_axis("run")
 
