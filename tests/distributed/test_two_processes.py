@@ -119,7 +119,7 @@ def test_what_the_user_can_mend_is_said_once(capfd):
 
 def test_a_batch_that_cannot_be_divided_is_said_at_once(capsys):
     assert cli.main(["quickstart", "--gpus", "3", "--runs", "full"]) == 1
-    assert "1 dialogues cannot be divided among 3 processes" in capsys.readouterr().err
+    assert "4 dialogues cannot be divided among 3 processes" in capsys.readouterr().err
     assert per_process_batch_size(32, 8) == 4
 
 
