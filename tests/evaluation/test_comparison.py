@@ -224,7 +224,7 @@ def test_records_say_where_they_come_from(quickstart):
     several, _ = quickstart
     made = [one.runs[0] for one in several if one.kind == "run"]
     record = comparison.record_sources(made[:1], ["zero-shot", "full"])["record"]
-    assert record["zero-shot (reference)"].startswith("committed reference, 20")
+    assert record["zero-shot (reference)"].startswith("committed reference of 20")
     assert record["full"] == "missing: notebooks 01 to 03 make it"
 
 
