@@ -23,6 +23,7 @@ from .hub import offline_reason
 
 SPLITS = ("train", "validation", "test")
 ROOT = Path(__file__).resolve().parents[2]
+OUTPUTS = ROOT / "outputs"
 
 
 def load(experiment: Experiment) -> datasets.DatasetDict:

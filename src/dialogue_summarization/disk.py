@@ -46,7 +46,8 @@ def find_corrupt_file(folder: Path) -> Path | None:
 
 def _read(path: Path) -> None:
     if path.suffix == ".safetensors":
-        safetensors.safe_open(path, "pt").__enter__()
+        with safetensors.safe_open(path, "pt"):
+            pass
     elif path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
     elif path.suffix in (".pt", ".pth"):  # zip archives with checksums; nothing in them is run

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -89,9 +90,10 @@ def load_model(
         if is_adapter:
             model = peft.PeftModel.from_pretrained(model, weights)
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        folder = weights or Path(path)
+        folders = [folder for folder in (weights, Path(path)) if folder]
+        corrupt = next(filter(None, map(find_corrupt_file, folders)), folders[0])
         raise ModelError(
-            f"{find_corrupt_file(folder) or folder} cannot be loaded ({error}). Fetch or copy it anew; "
+            f"{corrupt} cannot be loaded ({error}). Fetch or copy it anew; "
             f"remove a run's folder to train it again. Weights must be safetensors: pickled ones could run code."
         ) from error
     if is_adapter and model.active_peft_config.is_prompt_learning:
@@ -130,6 +132,11 @@ def local_snapshot(model: str) -> str:
         if not (folder / "config.json").exists():
             raise ModelError(f"{folder} holds no model: config.json is missing.")
         return str(folder)
+    return _fetched(model)
+
+
+@lru_cache  # once per process: the Hub is asked, and waited for, at every call otherwise
+def _fetched(model: str) -> str:
     reason = offline_reason()
     try:
         return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])

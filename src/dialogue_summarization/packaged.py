@@ -100,5 +100,10 @@ def convert(source: Path, target: Path) -> None:
 
 def digest(path: Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256."""
+    return _digest(path, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

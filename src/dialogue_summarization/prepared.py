@@ -102,8 +102,8 @@ class PreparedRun:
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.tmp_dir / "config.json", asdict(self.config))
         checkpoints = sorted(self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name))
-        for folder in (*checkpoints, self.weights):
-            if folder and folder.exists() and (reason := _why_unusable(folder)):
+        for folder, why_unusable in (*((path, _why_unusable) for path in checkpoints), (self.weights, _damage)):
+            if folder and folder.exists() and (reason := why_unusable(folder)):
                 print(f"{folder}: {reason}; set aside as {set_aside(folder, self.tmp_dir).name}.")
 
     def move_into_place(self) -> None:
@@ -114,19 +114,22 @@ class PreparedRun:
         self.tmp_dir.rename(self.folder)
 
 
-def _why_unusable(folder: Path) -> str | None:
-    """Why weights cannot be loaded, or training cannot resume from a checkpoint; None where it can."""
-    if corrupt := find_corrupt_file(folder):
-        return f"{corrupt.name} is damaged"
-    if folder.parent.name != "checkpoints":
-        return None
-    if missing := [name for name in _CHECKPOINT_FILES if not any(folder.glob(name))]:
+def _damage(folder: Path) -> str | None:
+    corrupt = find_corrupt_file(folder)
+    return f"{corrupt.name} is damaged" if corrupt else None
+
+
+def _why_unusable(checkpoint: Path) -> str | None:
+    """Why training cannot resume from a checkpoint; None where it can."""
+    if damage := _damage(checkpoint):
+        return damage
+    if missing := [name for name in _CHECKPOINT_FILES if not any(checkpoint.glob(name))]:
         return f"{missing[0]} is missing"
-    file = folder / "trainer_state.json"
+    file = checkpoint / "trainer_state.json"
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["best_model_checkpoint"]:
         # Where the outputs were moved, Trainer would silently take the last weights for the best ones.
-        best = folder.parent / Path(state["best_model_checkpoint"]).name
+        best = checkpoint.parent / Path(state["best_model_checkpoint"]).name
         if not best.exists():
             return f"the best checkpoint so far, {best.name}, is not there"
         file.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}), encoding="utf-8")

@@ -85,17 +85,20 @@ def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> HTML:
 
     A column per dialogue, since there may be many runs.
     """
-    order = np.argsort(-by.scores["rougeL"].to_numpy(), kind="stable")
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    return texts_as_html(side_by_side(runs, test, {rule: int(number) for rule, number in chosen.items()}, "rougeL").T)
+    return texts_as_html(side_by_side(runs, test, _chosen(by), "rougeL").T)
 
 
 def example(runs: Sequence[Run], test: datasets.Dataset) -> str:
     """The dialogue in the middle by the last run's ROUGE-L: as text, with a reference and every run's summary."""
-    number = int(np.argsort(runs[-1].scores["rougeL"].to_numpy(), kind="stable")[len(test) // 2])
+    number = _chosen(runs[-1])["median"]
     texts = {"reference": test[number]["summaries"][0]}
     texts |= {display_name(run): predictions(run, test)[number] for run in runs}
     return "\n".join([test[number]["dialogue"], "", *(f"{name + ':':16} {text}" for name, text in texts.items())])
+
+
+def _chosen(by: Run) -> dict[str, int]:
+    order = np.argsort(-by.scores["rougeL"].to_numpy(), kind="stable").tolist()
+    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
 
 
 def side_by_side(runs: Sequence[Run], test: datasets.Dataset, chosen: Mapping[str, int], measure: str) -> pd.DataFrame:

@@ -20,13 +20,12 @@ from pathlib import Path
 import pandas as pd
 
 from . import hardware
-from .data import ROOT
-from .disk import write_csv
+from .data import OUTPUTS, ROOT
+from .disk import write_csv, write_json
 from .errors import RecordError
 from .experiments import METHODS, Experiment, Generation
 from .rouge import TYPES
 
-OUTPUTS = ROOT / "outputs"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "rouge-score")
 _NAMES = ("experiment", "method", "model", "dataset")  # what a run is called changes nothing in its result
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a text begins that a spreadsheet would compute
@@ -167,6 +166,16 @@ def read_json(path: Path) -> dict:
         return content
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} is missing or not JSON ({error}). Move its folder away.") from None
+
+
+def write_results(
+    folder: Path, texts: Sequence[str], scores: pd.DataFrame, metrics: dict[str, float], environment: dict[str, object]
+) -> None:
+    """Write what a run gave: summaries and their `scores` (indexed by id), where it was made, and last its figures."""
+    write_predictions(folder / "predictions.csv", scores.index, texts)
+    write_csv(folder / "scores.csv", scores.reset_index())
+    write_json(folder / "environment.json", environment)
+    write_json(folder / "metrics.json", metrics)
 
 
 def write_predictions(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import transformers
 
 from . import data, hardware, models, runs
-from .disk import lock_run, unlock, write_csv, write_json
+from .disk import lock_run, unlock
 from .errors import ConfigurationError
 from .experiments import Experiment, Method
 from .generation import summarize
@@ -173,10 +173,7 @@ def record(
     if method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in prepared.weights.glob("*.safetensors"))
     scores = scores.round(6)
-    runs.write_predictions(tmp_dir / "predictions.csv", test["id"], texts)
-    write_csv(tmp_dir / "scores.csv", scores.reset_index())
-    write_json(tmp_dir / "environment.json", environment)
-    write_json(tmp_dir / "metrics.json", metrics)
+    runs.write_results(tmp_dir, texts, scores, metrics, environment)
     prepared.move_into_place()
     unlock(prepared.lock)
     predictions = pd.DataFrame({"id": test["id"], "prediction": texts})

@@ -32,8 +32,6 @@ def write() -> None:
     metrics |= {"dialogues": len(test), "references": sum(map(len, test["summaries"]))} | meter.costs("generate")
     folder = REFERENCE / "quickstart-adapter" / "lora-balanced" / "seed-0"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in {"config": asdict(config), "metrics": metrics, "environment": runs.environment()}.items():
-        disk.write_json(folder / f"{name}.json", content)
-    runs.write_predictions(folder / "predictions.csv", test["id"], texts)
-    disk.write_csv(folder / "scores.csv", scores.round(6).reset_index())
+    disk.write_json(folder / "config.json", asdict(config))
     disk.write_csv(folder / "training_log.csv", run.log)
+    runs.write_results(folder, texts, scores.round(6), metrics, runs.environment())

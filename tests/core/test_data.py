@@ -191,7 +191,10 @@ def test_the_sample_is_large_and_alike_in_form_and_shares_nothing():
             odd.append(row["id"])
         for start in range(len(words) - 7):
             places.setdefault(tuple(words[start : start + 8]), set()).add(row["id"])
-    assert odd == [] and len([ids for ids in places.values() if len(ids) > 1]) <= 4  # eight common words
+    # Four runs of eight common words, and no more.
+    shared = [["test_0", "train_70", "train_95"], ["test_39", "train_73"], ["test_41", "validation_15"]]
+    shared.append(["test_43", "train_80"])
+    assert (odd, sorted(sorted(ids) for ids in places.values() if len(ids) > 1)) == ([], shared)
     table = data.near_duplicates(sample)
     assert (table["repeats"].tolist(), table["shares 50 %"].dropna().tolist()) == ([0] * 6, [0] * 3)
     assert {len(several) for split in ("validation", "test") for several in sample[split]["summaries"]} == {3}

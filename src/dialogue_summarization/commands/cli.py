@@ -38,24 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _function(command: str) -> Callable[[Namespace], None]:
-    from . import notebooks  # here, so that `--help` answers at once
-
-    if command in EXPERIMENTS:
-        return notebooks.run_experiment
-    from . import demo, doctor, export, models, score, trained
-
-    return {
-        "score": score.score,
-        "compare": score.compare,
-        "models": models.print_models,
-        "summarize": trained.summarize,
-        "mbr": trained.decode,
-        "likelihood": trained.measure_likelihoods,
-        "export": export.export_command,
-        "demo": demo.serve,
-        "doctor": doctor.report,
-        "class": notebooks.copy_for_class,
-    }[command]
+    match command:  # only what is asked for is imported: most of it takes seconds
+        case "score":
+            from .score import score as function
+        case "compare":
+            from .score import compare as function
+        case "models":
+            from .models import print_models as function
+        case "summarize":
+            from .trained import summarize as function
+        case "mbr":
+            from .trained import decode as function
+        case "likelihood":
+            from .trained import measure_likelihoods as function
+        case "export":
+            from .export import export_command as function
+        case "demo":
+            from .demo import serve as function
+        case "doctor":
+            from .doctor import report as function
+        case "class":
+            from .notebooks import copy_for_class as function
+        case _:
+            from .notebooks import run_experiment as function
+    return function
 
 
 def _parser() -> ArgumentParser:

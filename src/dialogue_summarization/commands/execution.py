@@ -5,7 +5,7 @@ A kernel of its own for each notebook would import torch and transformers again,
 
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 
-EMPTY = "get_ipython().reset(new_session=True); __import__('gc').collect()"
+EMPTY = "get_ipython().reset(new_session=True)\nimport gc\ngc.collect()\ndel gc"
 _TQDM = re.compile(r"(?P<what>\w[\w -]*): +\d+%.*?(?P<done>\d+)/(?P<total>\d+) \[[\d:]+<(?P<left>[\d:]+)")
 
 
@@ -67,6 +67,7 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = {path: _with_parameters(path, parameters) for path, parameters in sources.items()}
     total = sum(len(notebook.cells) for notebook in notebooks.values())
+    written: list[Future] = []
     layout = "{desc} {bar:20} {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
     with ThreadPoolExecutor(1) as writer, tqdm(total=total, bar_format=layout, mininterval=0.5) as bar:
         bar.set_description("starting")
@@ -79,7 +80,9 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
                 except (CellExecutionError, DeadKernelError) as error:
                     raise UserError(f"{path.name} {_reason(error, notebook)}\n{_kept(folder / path.name)}") from error
                 finally:
-                    writer.submit(_write, notebook, folder / path.name)
+                    written.append(writer.submit(_write, notebook, folder / path.name))
+    for future in written:
+        future.result()  # what went wrong in writing is raised here
 
 
 def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNode:

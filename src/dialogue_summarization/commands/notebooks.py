@@ -31,7 +31,7 @@ def run_experiment(options: Namespace) -> None:
     from ..disk import lock_run, unlock
     from . import execution
 
-    outputs = (options.outputs or data.ROOT / "outputs").resolve()
+    outputs = (options.outputs or data.OUTPUTS).resolve()
     folder, source = outputs / experiment.name, data.ROOT / "notebooks"
     if not source.exists():
         raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
@@ -92,12 +92,13 @@ def _make_in_processes(experiment: Experiment, methods: Sequence[Method], option
 
 def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outputs: Path, force: bool) -> None:
     """Make runs without notebooks, in this process or in each of several."""
-    from .. import study as alone
-    from ..distributed import study as together
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from ..distributed import study
+    else:
+        from .. import study
 
     for method in methods:
-        run = together.run if int(os.environ.get("WORLD_SIZE", "1")) > 1 else alone.run
-        run(experiment, method, seed, outputs=outputs, force=force)
+        study.run(experiment, method, seed, outputs=outputs, force=force)
 
 
 def copy_for_class(options: Namespace) -> None:

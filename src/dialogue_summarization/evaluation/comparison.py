@@ -53,12 +53,13 @@ def resolution(systems: Sequence[System]) -> str:
 
 
 def judgements(experiment: str) -> pd.Series:
-    """How many summaries of each committed run two readers called right, as `14 of 20`; empty where nobody judged."""
+    """How many summaries of each committed run two readers called right, as `6 of 20`; empty where nobody judged."""
     path = OUTPUTS / "reference" / experiment / "judged.csv"
     if not path.exists():
         return pd.Series(dtype=str)
-    right = pd.read_csv(path).groupby("run")["right"].mean()
-    return (20 * right).map("{:.3g} of 20".format)
+    judged = pd.read_csv(path)
+    count = judged["id"].nunique()
+    return (count * judged.groupby("run")["right"].mean()).map(lambda right: f"{right:.3g} of {count}")
 
 
 def of_records(runs: Sequence[Run]) -> pd.DataFrame:
@@ -122,11 +123,16 @@ def _details(one: System, judged: pd.Series | None) -> dict[str, str]:
     if one.runs:
         first = one.runs[0]
         details["training dialogues"] = f"{_training_dialogues(first):,}"
+        details["right"] = "–" if judged is None else judged.get(_judged_name(one), "–")
         losses = first.log.dropna(subset="eval_loss") if "eval_loss" in first.log else pd.DataFrame()
         if len(losses):
             before = f"{losses['eval_loss'].iloc[0]:.2f} → " if losses["step"].iloc[0] == 0 else ""
             details["validation loss"] = f"{before}{losses['eval_loss'].iloc[-1]:.2f}"
     return details
+
+
+def _judged_name(one: System) -> str:
+    return "committed-adapter" if one.kind == "adapter" else one.runs[0].name
 
 
 def best_references(systems: Sequence[System], measure: str) -> pd.DataFrame:

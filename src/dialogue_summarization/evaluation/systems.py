@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,13 @@ def from_texts(name: str, kind: str, texts: list[list[str]], test: Dataset, runs
     mean, best = (np.stack([table.groupby(level="dialogue").agg(how) for table in tables]) for how in ("mean", "max"))
     others = np.stack([leave_one_out_best(table) for table in tables])
     measured = texts if kind in ("run", "adapter", "baseline") else []
-    form = [form_only(summaries, list(test["summaries"])) for summaries in measured]
+    references = tuple(map(tuple, test["summaries"]))
+    form = [form_only(tuple(summaries), references) for summaries in measured]
     return System(name, kind, mean, best, others, float(np.mean(form)) if form else np.nan, tuple(runs))
 
 
-def form_only(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+@lru_cache(maxsize=64)  # tables and files ask for the same ones
+def form_only(summaries: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> float:
     """Mean ROUGE-1 F1 of summaries against the references of other dialogues, 20 others each of 48; NaN for one."""
     scores, count = [], len(references)
     for shift in range(1, min(count, 1 + max(1, 1000 // count))):
