@@ -123,16 +123,13 @@ def _details(one: System, judged: pd.Series | None) -> dict[str, str]:
     if one.runs:
         first = one.runs[0]
         details["training dialogues"] = f"{_training_dialogues(first):,}"
-        details["right"] = "–" if judged is None else judged.get(_judged_name(one), "–")
+        name = "committed-adapter" if one.kind == "adapter" else first.name
+        details["right"] = "–" if judged is None else judged.get(name, "–")
         losses = first.log.dropna(subset="eval_loss") if "eval_loss" in first.log else pd.DataFrame()
         if len(losses):
             before = f"{losses['eval_loss'].iloc[0]:.2f} → " if losses["step"].iloc[0] == 0 else ""
             details["validation loss"] = f"{before}{losses['eval_loss'].iloc[-1]:.2f}"
     return details
-
-
-def _judged_name(one: System) -> str:
-    return "committed-adapter" if one.kind == "adapter" else one.runs[0].name
 
 
 def best_references(systems: Sequence[System], measure: str) -> pd.DataFrame:
