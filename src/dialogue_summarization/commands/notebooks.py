@@ -2,11 +2,9 @@
 
 import os
 import re
-import threading
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 from .. import experiments
 from ..errors import ConfigurationError
@@ -36,7 +34,7 @@ def run_experiment(options: Namespace) -> None:
     if not source.exists():
         raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
     # Errors here, not in a notebook: bad data, and a run that another process is making.
-    test = data.load(experiment)["test"]
+    data.load(experiment)
     for name in names:
         unlock(lock_run(folder / name / f"seed-{options.seed}.partial"))
     if options.gpus != 1:
@@ -57,24 +55,26 @@ def run_experiment(options: Namespace) -> None:
         sources[source / f"{notebook}.ipynb"] = {
             name: value for name, value in given.items() if value and value not in defaults
         }
-    threading.Thread(target=_tables, daemon=True).start()  # importing them takes seconds: meanwhile
-    execution.execute(sources, folder / "notebooks")
-    report, runs = _tables()
-    made = [run for run in runs.collect(experiment.name, outputs) if run.name in names]
-    made = [run for run in made if run.config.seed == options.seed]
-    print(f"\n{report.results(made).to_string()}\n\n{report.signature(test)}\n\n{report.example(made, test)}")
-    print(f"\nTo open: {folder / 'notebooks' / notebooks[-1]}.html\nRecords of the runs: {folder}")
+    changes = {"model": model, "dataset": dataset, "limit": options.limit}
+    asked = (options.command, changes, names, options.seed, str(outputs))
+    ending = f"from {__name__} import print_results\nprint_results{asked}"
+    print(f"\n{execution.execute(sources, folder / 'notebooks', ending)}")
+    print(f"To open: {folder / 'notebooks' / notebooks[-1]}.html\nRecords of the runs: {folder}")
+
+
+def print_results(name: str, changes: Mapping[str, object], methods: Sequence[str], seed: int, outputs: str) -> None:
+    """Print the results of an experiment's runs that were just made, and what they say of one dialogue."""
+    from .. import data, report, runs
+
+    experiment = experiments.experiment(name, **changes)
+    made = [run for run in runs.collect(experiment.name, outputs) if run.name in methods and run.config.seed == seed]
+    test = data.load(experiment)["test"]
+    print(report.results(made).to_string(), report.signature(test), report.example(made, test), sep="\n\n")
 
 
 def _absolute(source: str | None) -> str | None:
     is_folder = source is not None and Path(source).expanduser().is_dir()
     return str(Path(source).expanduser().resolve()) if is_folder else source  # notebooks run elsewhere
-
-
-def _tables() -> tuple[ModuleType, ModuleType]:
-    from .. import report, runs
-
-    return report, runs
 
 
 def _make_in_processes(experiment: Experiment, methods: Sequence[Method], options: Namespace, outputs: Path) -> None:
