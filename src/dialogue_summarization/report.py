@@ -10,17 +10,17 @@ import transformers
 from IPython.display import HTML
 
 from .errors import DataError
-from .hardware import GIB
 from .intervals import interval
 from .rouge import TYPES
 from .runs import Run
 
 HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 _COSTS = {
-    "training s": ("train_seconds", 1),
-    "summaries s": ("generate_seconds", 1),
-    "peak GiB": ("peak_memory_bytes", GIB),
+    "training (s)": ("train_seconds", 1),
+    "generation (s)": ("generate_seconds", 1),
+    "peak memory (GB)": ("peak_memory_bytes", 1e9),
 }
+_LETTERS = {"query": "q", "key": "k", "value": "v", "output": "o", "mlp_in": "MLP in", "mlp_out": "MLP out"}
 _LINE_BREAK = "\ue001"  # stands for one while a table is escaped
 
 
@@ -32,9 +32,17 @@ def setup_notebook() -> None:
 
 
 def display_name(run: Run, *, seed: bool = True) -> str:
-    """The run's name, its seed where it is not 0, and whether it is one of the committed reference records."""
+    """A run as tables call it: `LoRA r16, q k v o: lora-balanced`; with its seed if not 0, and if it is committed."""
+    title = title_of(run.name, run.config.peft)
     suffix = f", seed {run.config.seed}" if seed and run.config.seed else ""
-    return f"{run.name}{suffix}{' (reference)' if run.is_reference else ''}"
+    return f"{title}{suffix}{' (reference)' if run.is_reference else ''}"
+
+
+def title_of(method: str, peft: Mapping[str, object] | None) -> str:
+    """A method's name; of LoRA, its rank and layers before it."""
+    if not peft or peft["peft_type"] != "LORA":
+        return method
+    return f"LoRA r{peft['r']}, {' '.join(_LETTERS.get(name, name) for name in peft['target_modules'])}: {method}"
 
 
 def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") -> str:
@@ -50,7 +58,7 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
         for name in TYPES:
             row[HEADINGS[name]] = with_interval(run.scores[name].mean(), interval(run.scores[name]))
         trained = run.metrics["trainable_parameters"] / run.metrics["parameters"]
-        row["trained"] = f"{trained:.2%}" if trained else "none"
+        row["trainable parameters"] = f"{trained:.2%}" if trained else "none"
         for heading, (name, unit) in _COSTS.items():
             row[heading] = f"{run.metrics[name] / unit:.1f}" if name in run.metrics else "–"
         rows.append(row)
