@@ -15,12 +15,12 @@ from .systems import from_columns, of_runs
 
 VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
 SCORES = """Mean F1 with 95 % intervals over dialogues (bootstrap), and over seeds if there are several: their number, \
-lowest and highest ROUGE-L stand beside. *lead-2* is a dialogue's first two turns. *Share of the human gap*: where \
-ROUGE-L lies between the best baseline (0 %) and humans against each other (100 %), if they are clearly above it."""
+lowest and highest ROUGE-L stand beside. *lead-2* is a dialogue's first two turns. *Gap closed*: where \
+ROUGE-L lies between the best baseline (0 %) and the references against each other (100 %)."""
 PLANNED = "The one comparison that was planned before the runs were made: its p-values need no correction."
 TESTS = """p by a permutation test over dialogues, with several seeds by the bootstrap; Holm's correction is for the \
-number of pairs. TOST: below 0.05 two runs are as good as each other within 0.01 ROUGE-1. A true difference of the \
-*minimum detectable effect* is found 4 times of 5; smaller ones mostly go unseen."""
+number of pairs. *p, equivalence test*: below 0.05 two runs are as good as each other within 0.01 ROUGE-1. The test \
+finds the *smallest detectable difference* with 80 % power, and misses most smaller ones."""
 BAYES_RISK = """Of several summaries drawn from the model the one that agrees best with the others (mean of ROUGE-1, \
 -2 and -L): apart, since it optimizes the measure. What is gained is over the same run's own summaries, scored above."""
 
