@@ -51,7 +51,7 @@ def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") 
 
 
 def results(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row per run: ROUGE as mean and 95 % interval over dialogues, the weights trained, seconds and peak memory."""
+    """A row per run: ROUGE as mean and 95 % interval over dialogues, the part that was trained, time and memory."""
     rows = []
     for run in runs:
         row: dict[str, object] = {"run": display_name(run)}
@@ -88,23 +88,16 @@ def predictions(run: Run, test: datasets.Dataset) -> list[str]:
     return list(run.predictions["prediction"])
 
 
-def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> HTML:
-    """The dialogues on which one run scores best, in the middle and worst by ROUGE-L, with every run's summary.
-
-    A column per dialogue, since there may be many runs.
-    """
-    return texts_as_html(side_by_side(runs, test, _chosen(by), "rougeL").T)
-
-
 def example(runs: Sequence[Run], test: datasets.Dataset) -> str:
     """The dialogue in the middle by the last run's ROUGE-L: as text, with a reference and every run's summary."""
-    number = _chosen(runs[-1])["median"]
+    number = best_median_worst(runs[-1])["median"]
     texts = {"reference": test[number]["summaries"][0]}
     texts |= {display_name(run): predictions(run, test)[number] for run in runs}
     return "\n".join([test[number]["dialogue"], "", *(f"{name + ':':16} {text}" for name, text in texts.items())])
 
 
-def _chosen(by: Run) -> dict[str, int]:
+def best_median_worst(by: Run) -> dict[str, int]:
+    """The numbers of the dialogues on which a run's ROUGE-L is the highest, in the middle, and the lowest."""
     order = np.argsort(-by.scores["rougeL"].to_numpy(), kind="stable").tolist()
     return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
 
