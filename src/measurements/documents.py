@@ -38,7 +38,7 @@ def write() -> None:
     """Write every block, figure and result file."""
     for name, (document, content) in BLOCKS.items():
         path, text = data.ROOT / document, content()
-        text = pattern(name).sub(lambda _, text=text: f"\n{text}\n\n", path.read_text("utf-8"))
+        text = pattern(name).sub(lambda _, text=text: f"{text}\n", path.read_text("utf-8"))
         path.write_text(text, encoding="utf-8", newline="\n")
     for path, (notebook, number) in FIGURES.items():
         path.write_bytes(drawn(notebook, number))
@@ -92,7 +92,7 @@ def choosing() -> str:
     """What the sweep says of the literature's claims, and its methods."""
     grid, trials = (sweep_report.load(SWEEP, name) for name in ("grid", "methods"))
     tested = sweep_report.load_tested(SWEEP, "methods")
-    methods = sweep_report.methods(tested, trials).drop(columns=["training (s)", "file (MB)"])
+    methods = sweep_report.methods(tested, trials).drop(columns=["training (s)", "saved file (MB)"])
     made = origin(pd.concat([grid, trials]).to_dict("records"))
     return joined(sweep_report.claims(grid, tested), methods, signature("smollm2-dialogsum"), made)
 
@@ -185,6 +185,7 @@ BLOCKS = {  # name: document, content
     "example": ("README.md", lambda: joined(*front_page.example(*reference("quickstart")))),
     "result": ("README.md", lambda: joined(*front_page.result(*reference("smollm2-dialogsum")))),
     "needs": ("README.md", lambda: joined(front_page.needs(*(reference(name)[0] for name in DATASETS)))),
+    "output": ("README.md", lambda: joined(*front_page.output(*reference("quickstart")))),
     "presets": ("README.md", lambda: joined(front_page.presets(reference("smollm2-dialogsum")[0]))),
     "gpus": (GUIDE, lambda: joined(front_page.gpus())),
     "settings": (GUIDE, lambda: joined(settings_search.effects(in_guide=True))),

@@ -7,6 +7,8 @@ import pandas as pd
 from dialogue_summarization import runs
 from dialogue_summarization.prompts import BRIEF, PROMPT
 
+from . import tables
+
 FOLDER = runs.OUTPUTS / "reference" / "smollm2-dialogsum"
 SEARCH = pd.read_csv(FOLDER / "search.csv")
 SEARCH["prompt"] = SEARCH["prompt"].str.replace("\\n", "\n")
@@ -36,8 +38,8 @@ TRIALS = [
     ("prompt", "one short sentence", "the course lab's", GREEDY | {"prompt": BRIEF}, GREEDY | {"prompt": PROMPT}, True),
     ("learning rate", "1e-4", "5e-5, 8 epochs", FIRST, FIRST | {"learning_rate": 5e-5, "epochs": 8, "epoch": 8}, True),
     *(
-        ("learning rate", "2e-3", f"{rate:g}", SMALL, SMALL | {"learning_rate": rate}, rate == 1e-3)
-        for rate in (1e-3, 4e-3, 8e-3)
+        ("learning rate", "2e-3", name, SMALL, SMALL | {"learning_rate": float(name)}, name == "1e-3")
+        for name in ("1e-3", "4e-3", "8e-3")
     ),
     *(
         ("epochs", "10", f"{epochs}", SMALL, SMALL | {"epochs": epochs, "epoch": epochs}, epochs in (6, 24))
@@ -73,7 +75,7 @@ def effects(in_guide: bool) -> pd.DataFrame:
         if is_shown or not in_guide:
             [new], [old] = (rows_of(query)["rouge2"] for query in (one, two))
             run = one["run"]
-            row = {"setting": setting, "run": run, "value": value, "compared with": other}
+            row = {"setting": setting, "run": tables.label(run), "value": value, "compared with": other}
             row |= {"ROUGE-2": f"{old:.3f} → {new:.3f}", "effect": f"{new - old:+.3f}"}
             rows.append(row | {"range over seeds": f"{spread[run]:.3f}" if run in spread else "–"})
     return pd.DataFrame(rows).set_index("setting")

@@ -120,7 +120,7 @@ def quantized_generation(records: Records, folder: Path = FOLDER / "quantized") 
             gap = statistics.compare(own["rougeL"], scores["zero-shot"]["rougeL"])
             row["ROUGE-L minus fp32"] = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
             row |= {"parameters (MB)": round(records["weights"]["bytes"][name] / 1e6)}
-            row |= {"generation time (s)": runs.read_json(places[name] / "metrics.json")["generate_seconds"]}
+            row |= {"generation (s)": runs.read_json(places[name] / "metrics.json")["generate_seconds"]}
             rows.append(row | {"device": runs.read_json(places[name] / "environment.json")["device"]})
     return pd.DataFrame(rows).set_index("run")
 

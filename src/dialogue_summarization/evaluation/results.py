@@ -14,16 +14,16 @@ from .comparison import all_systems, leaderboard, pairwise, planned_comparison
 from .systems import from_columns, of_runs
 
 VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
-SCORES = """ROUGE F1 as mean and 95 % interval over test dialogues (bootstrap), and over seeds where there are several. \
+SCORES = """ROUGE F1 as mean and 95 % interval over test dialogues (bootstrap), and over seeds if there are several. \
 *lead-2* is the dialogue's first two turns. *form only*: ROUGE-1 against the references of other dialogues; \
-*above form*: what the right references add. *validation loss*: before and after training, in nats per token. *seeds*: \
-how many, and the lowest and highest ROUGE-L. *gap closed*: in ROUGE-L, 0 % is the best baseline and 100 % the references \
-against each other; left out where these are not clearly better."""
+*above form*: what the right references add. *validation loss*: before and after training, in nats per token. \
+*seeds*: how many, and the lowest and highest ROUGE-L. *gap closed*: in ROUGE-L, 0 % is the best baseline and 100 % \
+the references against each other; left out where these are not clearly better."""
 PLANNED = "The one comparison that was planned before the runs were made. Its p-values need no correction."
 TESTS = """*p*: permutation test over dialogues; with several seeds, bootstrap over seeds and dialogues. *p (Holm)*: \
-corrected for the number of pairs. *p, equivalence test*: below 0.05, two runs are as good as each other within 0.01 ROUGE-1. \
-*smallest detectable difference*: found with 80 % power; most smaller ones are missed. \
-*not distinguishable*: no significant difference was found. It does not mean that the two are equal."""
+corrected for the number of pairs. *p, equivalence test*: below 0.05, two runs are as good as each other within 0.01 \
+ROUGE-1. *smallest detectable difference*: found with 80 % power; most smaller ones are missed. *not distinguishable*: \
+no significant difference was found. It does not mean that the two are equal."""
 BAYES_RISK = """Several summaries are sampled for each dialogue, and the one that agrees best with the others is kept \
 (mean of ROUGE-1, -2 and -L). This optimizes the measure itself, so it stands apart from the scores above. *gained*: \
 the difference to the run's own summaries above. *seconds*: sampling and choosing."""

@@ -99,9 +99,9 @@ def methods(tested: Sequence[systems.System], trials: pd.DataFrame) -> pd.DataFr
             "trainable parameters": f"{trial['trainable_parameters'] / trial['parameters']:.2%}",
             "steps": trial["steps_are"],
         }
-        row |= {"training time (s)": round(trial["train_seconds"])}
+        row |= {"training (s)": round(trial["train_seconds"])}
         row |= {"peak memory (GB)": round(trial["peak_memory_bytes"] / 1e9, 1)}
-        rows.append(row | {"file size (MB)": round(trial["adapter_bytes"] / 1e6, 1)})
+        rows.append(row | {"saved file (MB)": round(trial["adapter_bytes"] / 1e6, 1)})
     return pd.DataFrame(rows, columns=rows[0] if rows else ["method"]).set_index("method").astype(object).fillna("–")
 
 
