@@ -20,7 +20,7 @@ _COSTS = {
     "generation (s)": ("generate_seconds", 1),
     "peak memory (GB)": ("peak_memory_bytes", 1e9),
 }
-_LETTERS = {"query": "q", "key": "k", "value": "v", "output": "o", "mlp_in": "MLP in", "mlp_out": "MLP out"}
+_LETTERS = {"query": "q", "key": "k", "value": "v", "output": "o", "mlp_in": "MLP", "mlp_out": "MLP"}
 _LINE_BREAK = "\ue001"  # stands for one while a table is escaped
 
 
@@ -42,7 +42,8 @@ def title_of(method: str, peft: Mapping[str, object] | None) -> str:
     """A method's name; of LoRA, its rank and layers before it."""
     if not peft or peft["peft_type"] != "LORA":
         return method
-    return f"LoRA r{peft['r']}, {' '.join(_LETTERS.get(name, name) for name in peft['target_modules'])}: {method}"
+    letters = dict.fromkeys(_LETTERS.get(name, name) for name in peft["target_modules"])
+    return f"LoRA r{peft['r']}, {' '.join(letters)}: {method}"
 
 
 def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") -> str:

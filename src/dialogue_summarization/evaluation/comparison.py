@@ -132,7 +132,7 @@ def standings(systems: Sequence[System], measure: str = "rougeL", committed: Seq
     figure, (ax,) = panels(width=7.5, height=0.28 * len(ranked) + 1)
     for place, one in enumerate(ranked):
         name = one.runs[0].name if one.runs else one.kind
-        dots = [run.metrics[measure] for run in committed if run.name == name]
+        dots = [run.metrics[measure] for run in committed if run.name == name and one.kind == "run"]
         ax.plot(dots, [place] * len(dots), "o", color="#b0b0b0", markersize=6)
         ax.plot(one.interval(measure), [place, place], "k|-")
         ax.plot(one.score(measure), place, markers.get(name, "o"), color=colours.get(name, "#3f7f5f"), markersize=8)
