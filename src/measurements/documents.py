@@ -31,6 +31,12 @@ COSTS = (  # column, key in metrics.json, unit, format
     ("training (GB)", "peak_memory_bytes", 1e9, "{:.1f}"),
     ("generation (GB)", "generate_memory_bytes", 1e9, "{:.1f}"),
 )
+SWEEP_HEADS = {  # of notebook 06's table: what it is called beside others
+    "rate": "learning rate",
+    "over balanced": "vs lora-balanced",
+    "trained": "trainable parameters",
+    "peak GB": "peak memory (GB)",
+}
 DATASETS = {"quickstart": None, "smollm2-dialogsum": data.ROOT.parent / "shared" / "dialogsum"}
 
 
@@ -40,14 +46,14 @@ def write() -> None:
         path, text = data.ROOT / document, content()
         text = pattern(name).sub(lambda _, text=text: f"{text}\n", path.read_text("utf-8"))
         path.write_text(text, encoding="utf-8", newline="\n")
-    for path, (notebook, number) in FIGURES.items():
-        path.write_bytes(drawn(notebook, number))
     front_page.memory_bars().savefig(tables.FOLDER / "memory.png", dpi=110)
     front_page.speed_bars().savefig(tables.FOLDER / "speed.png", dpi=110)
     for name in DATASETS:
         made, test = reference(name)
         results.write(made, test, REFERENCE / name)
         comparison.standings(comparison.all_systems(made, test)).savefig(REFERENCE / name / "standings.png", dpi=110)
+    for path, figure in FIGURES.items():
+        path.write_bytes(drawn(*figure))
 
 
 def pattern(name: str) -> re.Pattern:
@@ -55,11 +61,12 @@ def pattern(name: str) -> re.Pattern:
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
 
 
-def drawn(notebook: str, number: int) -> bytes:
-    """A figure of an executed notebook."""
+def drawn(notebook: str, code: str) -> bytes:
+    """The figure of an executed notebook's cell, by how its code begins."""
     cells = nbformat.read(data.ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
-    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
-    return base64.b64decode([shown["image/png"] for shown in outputs if "image/png" in shown][number])
+    [cell] = [cell for cell in cells if cell.source.startswith(code)]
+    [figure] = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return base64.b64decode(figure)
 
 
 def reference(name: str) -> tuple[list[runs.Run], datasets.Dataset]:
@@ -92,7 +99,8 @@ def choosing() -> str:
     """What the sweep says of the literature's claims, and its methods."""
     grid, trials = (sweep_report.load(SWEEP, name) for name in ("grid", "methods"))
     tested = sweep_report.load_tested(SWEEP, "methods")
-    methods = sweep_report.methods(tested, trials).drop(columns=["training (s)", "saved file (MB)"])
+    methods = sweep_report.methods(tested, trials).drop(columns=["training s", "adapter MB"])
+    methods = methods.rename(columns=SWEEP_HEADS, index=tables.label)
     made = origin(pd.concat([grid, trials]).to_dict("records"))
     return joined(sweep_report.claims(grid, tested), methods, signature("smollm2-dialogsum"), made)
 
@@ -203,8 +211,8 @@ BLOCKS = {  # name: document, content
     "two-gpus": ("docs/several_gpus.md", partial(table, tables.several_gpus, TWO_GPUS)),
     "two-gpus-study": ("docs/several_gpus.md", two_gpus_study),
 }
-FIGURES = {  # the notebook that draws each, and which of its figures it is
-    tables.FOLDER / "growth.png": ("05_gpu_optimization", 3),
-    SWEEP / "rates.png": ("06_lora_against_full", 0),
-    SWEEP / "ranks.png": ("06_lora_against_full", 1),
+FIGURES = {  # the notebook that draws each, and how its cell begins
+    tables.FOLDER / "growth.png": ("05_gpu_optimization", "growth, axes ="),
+    SWEEP / "rates.png": ("06_lora_against_full", "rates, (ax,) ="),
+    SWEEP / "ranks.png": ("06_lora_against_full", "ranks, (ax,) ="),
 }

@@ -43,18 +43,19 @@ BANNED = {  # what is not idiomatic, or this project's own word for something: w
 }
 # Sentences of their own right: a licence, the definition of a unit, a line of an output.
 EXCEPTIONS = ("GB, GiB", "42 GiB", "pay by card", "CUDA card")
-PLAIN_HEADS = {  # need no definition
-    "", "by", "summary", "method", "run", "runs", "notebook", "GPU", "time", "memory", "epochs", "seed", "seeds", "model",
-    "device", "problem", "what to do", "you have", "what you learn", "what it teaches", "what is trained", "setting",
-    "dialogues", "rows", "file", "term", "meaning", "the lab", "why it matters", "here", "session", "notebooks", "part",
-    "points", "full marks for", "what to discuss", "time to run", "parameter", "column", "content", "watch out", "claim",
-    "compared", "GPUs", "system", "kind", "pair", "training dialogues", "start with", "experiment", "data", "command",
-    "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum", "summaries per dialogue", "trainings", "learning rate",
-}  # fmt: skip
+SHAPES = re.compile(r"LoRA r\d+|, full$")  # a model and a method as a column
+# Column heads that need no definition.
+PLAIN_HEADS = """
+by|summary|method|run|runs|notebook|GPU|time|memory|epochs|seed|seeds|model|device|problem|what to do|you have|what
+what you learn|what it teaches|what is trained|setting|dialogues|rows|file|term|meaning|the lab|why it matters|here
+session|notebooks|part|points|full marks for|what to discuss|time to run|parameter|column|content|watch out|claim
+compared|GPUs|system|kind|pair|training dialogues|start with|experiment|data|command|summaries per dialogue|alpha
+trainings|learning rate|ROUGE-1|ROUGE-2|ROUGE-L|ROUGE-Lsum|steps alone (s)|right|peak memory of training
+"""
 
 
 def prose(text):
-    """The running text of Markdown: without code, tables, headings, marks and addresses; a paragraph or item per line."""
+    """The running text of Markdown, without code, tables, headings, marks and addresses: a paragraph or item each."""
     text = re.sub(
         r"^```.*?^```|<!--.*?-->|^\|.*?$|^#+ .*?$|^!\[.*?\]\(.*?\)$|</?\w+[^>]*>", "", text, flags=re.S | re.M
     )
@@ -66,7 +67,12 @@ def prose(text):
 
 
 def sentences(text):
-    return [one for line in prose(text) for one in re.split(r"(?<=[.!?])[*\")]*\s+(?=[\"*(\[]*[A-Z0-9c])", line) if one]
+    return [
+        one
+        for line in prose(text)
+        for one in re.split(r"(?<=[.!?])[*\")]*\s+(?=[\"(\[]*(?:[A-Z0-9c]|\*))", line)
+        if one
+    ]
 
 
 def faults(sentence):
@@ -88,8 +94,11 @@ def undefined_heads(text, glossary=""):
     """Column heads of a document's tables that are neither plain nor in italics or bold somewhere in it."""
     tables = re.findall(r"^\|(.*)\|\n\|[-:| ]+\|$", text, re.MULTILINE)
     heads = {head.strip(" *") for table in tables for head in table.split(" | ")}
-    explained = " ".join(re.findall(r"\*{1,2}([^*|]+?)\*{1,2}", text + glossary))
-    return sorted(head for head in heads if head not in PLAIN_HEADS and head not in explained)
+    plain = {"", *re.split(r"[|\n]", PLAIN_HEADS)}
+    explained = " ".join(re.findall(r"\*{1,2}([^*|]+?)\*{1,2}", text + glossary)).lower()
+    return sorted(
+        head for head in heads if head not in plain and head.lower() not in explained and not SHAPES.search(head)
+    )
 
 
 def markdown(path):

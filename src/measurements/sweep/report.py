@@ -86,22 +86,17 @@ def methods(tested: Sequence[systems.System], trials: pd.DataFrame) -> pd.DataFr
         place = int(np.argmin(np.abs(own["learning_rate"] - config.settings["learning_rate"])))
         trial = own.iloc[place]
         end = {0: "<", len(own) - 1: ">"}.get(place, "") if len(own) > 1 else ""
-        row = {"method": report.title_of(one.name, config.peft), "seeds": len(one.runs)}
-        row["learning rate"] = f"{end}{trial['learning_rate']:.2g}"
+        row = {"method": one.name, "rate": f"{end}{trial['learning_rate']:.2g}", "seeds": len(one.runs)}
         row |= {
             report.HEADINGS[name]: report.with_interval(one.score(name), one.interval(name)) for name in rouge.TYPES[:3]
         }
-        row |= {"vs lora-balanced": "–", "verdict": "–"}
+        row |= {"over balanced": "–", "verdict": "–"}
         if one.name in distances:
             mean, low, high, row["verdict"] = distances[one.name]
-            row["vs lora-balanced"] = f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
-        row |= {
-            "trainable parameters": f"{trial['trainable_parameters'] / trial['parameters']:.2%}",
-            "steps": trial["steps_are"],
-        }
-        row |= {"training (s)": round(trial["train_seconds"])}
-        row |= {"peak memory (GB)": round(trial["peak_memory_bytes"] / 1e9, 1)}
-        rows.append(row | {"saved file (MB)": round(trial["adapter_bytes"] / 1e6, 1)})
+            row["over balanced"] = f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
+        row |= {"trained": f"{trial['trainable_parameters'] / trial['parameters']:.2%}", "steps": trial["steps_are"]}
+        row |= {"training s": round(trial["train_seconds"]), "peak GB": round(trial["peak_memory_bytes"] / 1e9, 1)}
+        rows.append(row | {"adapter MB": round(trial["adapter_bytes"] / 1e6, 1)})
     return pd.DataFrame(rows, columns=rows[0] if rows else ["method"]).set_index("method").astype(object).fillna("–")
 
 
