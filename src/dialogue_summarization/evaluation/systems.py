@@ -23,7 +23,7 @@ from ..report import display_name, predictions, with_interval
 from ..rouge import TYPES, score_dialogues, score_pairs, scorer
 from ..runs import Run
 
-KINDS = ("human", "published", "run", "adapter", "file", "baseline")
+KINDS = ("reference", "published", "run", "adapter", "file", "baseline")
 CANDIDATES = 128  # train summaries that are tried as the one sentence for all dialogues
 DIALOGSUM_TEST = "1d9b7820906c345b"  # hash of the test split that the published systems summarized
 
@@ -145,7 +145,7 @@ def human_baseline(test: Dataset) -> list[System]:
         return []
     each = score_pairs(texts, others).groupby(level="dialogue")  # a human stands for a dialogue here
     mean, best = (scores.groupby(dialogues).mean().to_numpy()[None] for scores in (each.mean(), each.max()))
-    return [System("humans, each against the others", "human", mean, np.full_like(mean, np.nan), best)]
+    return [System("references, each against the others", "reference", mean, np.full_like(mean, np.nan), best)]
 
 
 def of_file(
