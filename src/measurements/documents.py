@@ -170,6 +170,6 @@ BLOCKS = {  # name: document, content
 }
 FIGURES = {  # the notebook that draws each, and which of its figures it is
     tables.FOLDER / "growth.png": ("05_gpu_optimization", 3),
-    SWEEP / "rates.png": ("06_lora_against_full", 0),
-    SWEEP / "ranks.png": ("06_lora_against_full", 1),
+    SWEEP / "rates.png": ("06_lora_against_full", 1),
+    SWEEP / "ranks.png": ("06_lora_against_full", 2),
 }
