@@ -7,7 +7,7 @@ from dialogue_summarization.hardware import GIB
 from measurements import cost_curves, tables
 from measurements.cost_curves import QUESTIONS, CostPoint
 
-NAME = "05_gpu_optimization"
+NAME, BALANCED = "05_gpu_optimization", "LoRA r16, q k v o: lora-balanced"
 
 
 def test_speedups_are_those_of_pairs_of_records(write, cells, tmp_path):
@@ -17,7 +17,7 @@ def test_speedups_are_those_of_pairs_of_records(write, cells, tmp_path):
         entry | {"name": "smollm2-full", "samples_per_second": 250.0, "peak_memory_bytes": 1000},
         entry | {"name": "smollm2-lora", "samples_per_second": 1.0, "peak_memory_bytes": 1000},
     )
-    table = cells(NAME, "speedups.round", RECORDS=str(tmp_path))["speedups"]
+    table = cells(NAME, "speedups.apply", RECORDS=str(tmp_path))["speedups"]
     assert len(table) == 1 and table.iloc[0][["speed-up", "memory ratio"]].tolist() == [2.5, 0.25]
     # Of the warm-up 80 steps of 32 pairs were training, 10.24 s: compiling took 20 s.
     # n / 100 = 20 + n / 250 at n = 3,333.
@@ -26,7 +26,7 @@ def test_speedups_are_those_of_pairs_of_records(write, cells, tmp_path):
 
 def test_parts_of_memory_are_those_of_the_parameters_and_end_at_the_measured_peak(cells):
     parts = cells(NAME, "figures.memory_bars", RECORDS=str(tables.FOLDER))["parts"]
-    t5, adapted = (parts[f"FLAN-T5-Base's shape, {method}"] for method in ("full", "lora-balanced"))
+    t5, adapted = (parts[f"FLAN-T5-Base's shape, {run}"] for run in ("full", BALANCED))
     assert [one["AdamW's moments"] for one in (t5, adapted)] == [8 * 247_577_856, 8 * 3_538_944]
     peaks = {(run["model"], run["method"]): run["train_bytes"] for run in tables.load()["fits-6"]["runs"]}
     assert len(parts) == len(peaks) == 4 and sum(t5.values()) == peaks["t5-base", "full"]
