@@ -40,7 +40,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience >= self.epochs:
-            raise ConfigurationError(f"patience={self.patience} never stops {self.epochs:g} epochs: allowed is less.")
+            raise ConfigurationError(f"patience={self.patience} stops nothing in {self.epochs:g} epochs: take less.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A decoder-only model as a GGUF file, for llama.cpp and Ollama: weights, tokenizer and chat template in one."""
 
+import contextlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +29,8 @@ CONVERTER = "llama.cpp's own convert_hf_to_gguf.py, on an export with --merge, m
 def write(bundle: ModelBundle, path: Path, kind: str, name: str) -> None:
     """Write a model. Raises `ConfigurationError` where GGUF, or this function, does not have such a model."""
     config, model = bundle.model.config, bundle.model
-    rope = config.rope_parameters
-    if config.model_type not in ARCHITECTURES or rope.get("rope_type", "default") != "default":
+    rope = getattr(config, "rope_parameters", None) or {}
+    if config.model_type not in ARCHITECTURES or rope.get("rope_type") != "default":
         known = ", ".join(ARCHITECTURES)
         raise ConfigurationError(f"GGUF files are written of {known} with plain positions alone. {CONVERTER}")
     arch, heads = ARCHITECTURES[config.model_type], config.num_attention_heads
@@ -76,8 +78,7 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
 def _add_tokenizer(writer: gguf.GGUFWriter, bundle: ModelBundle, config: PretrainedConfig) -> None:
     tokenizer = bundle.tokenizer
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    split = json.dumps(content["pre_tokenizer"])
-    pre = next((name for mark, name in PRE_TOKENIZERS.items() if mark in split), None)
+    pre = pre_tokenizer_name(content["pre_tokenizer"])
     if content["model"]["type"] != "BPE" or pre is None:
         raise ConfigurationError(f"GGUF files are written with byte-level BPE tokenizers alone. {CONVERTER}")
     tokens = [f"[PAD{number}]" for number in range(config.vocab_size)]
@@ -100,9 +101,15 @@ def _add_tokenizer(writer: gguf.GGUFWriter, bundle: ModelBundle, config: Pretrai
         writer.add_chat_template(tokenizer.chat_template)
 
 
+def pre_tokenizer_name(content: object) -> str | None:
+    """What llama.cpp calls a pre-tokenizer, given as in tokenizer.json; None if it is none of those known here."""
+    text = json.dumps(content)
+    return next((name for mark, name in PRE_TOKENIZERS.items() if mark in text), None)
+
+
 def check(bundle: ModelBundle, path: Path, kind: str, dialogues: Sequence[str]) -> int:
     """Of how many dialogues a file, read by transformers, has the model's next token. Raises `ModelError` if wrong."""
-    with hardware.quiet():
+    with hardware.quiet(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
         written = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     gaps = []
     for dialogue in dialogues:
