@@ -130,10 +130,17 @@ def test_texts_are_withheld_in_whatever_form_they_are_shown(tiny_data, tmp_path)
             )
             for dialogue in dialogues
         ]  # fmt: skip
+        picture = nbformat.v4.new_output("display_data", {"image/png": "a picture of tokens"})
+        cells.append(nbformat.v4.new_code_cell("# Only drawing: a box for each token.", outputs=[picture]))
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{number}.ipynb")
     withhold.withhold_folder(str(tmp_path), str(tiny_data), str(tmp_path / "target"))
     written = (tmp_path / "target" / "1.ipynb").read_text("utf-8")
-    assert withhold.NOTICE in written and "a warning" not in written and "before (text of d_" in written
+    assert (
+        withhold.NOTICE in written
+        and "a warning" not in written
+        and "picture" not in written
+        and "before (text of d_" in written
+    )
     notebook = nbformat.read(tmp_path / "target" / "1.ipynb", as_version=4)
     assert withhold.shown_ids(notebook, withhold.texts_by_id(data.load_source(str(tiny_data)))) == {}
 
