@@ -142,13 +142,13 @@ def texts_of(path: Path):
 
 def test_the_program_speaks_plainly():
     texts = [text for path in SOURCES for text in texts_of(path) if len(text.split()) > 3]
-    assert len(texts) > 150
+    assert len(texts) > 100
     assert {sentence: found for text in texts for sentence, found in check(text).items()} == {}
 
 
 def test_there_is_something_to_check():
     counted = {name: len(sentences((data.ROOT / name).read_text("utf-8"))) for name in DOCUMENTS}
-    assert len(counted) >= 16 and counted["README.md"] > 40 and counted["GPU_OPTIMIZATION_GUIDE.md"] > 60
+    assert len(counted) >= 15 and counted["README.md"] > 40 and counted["GPU_OPTIMIZATION_GUIDE.md"] > 60
     assert len(NOTEBOOKS) >= 6 and all(len(sentences(markdown(data.ROOT / name))) > 10 for name in NOTEBOOKS)
 
 

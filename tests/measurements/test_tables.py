@@ -45,9 +45,8 @@ def test_several_gpus_are_held_against_one(write):
     alone = {"step_milliseconds": 80.0, "peak_memory_bytes": 2 * GIB}
     records = write(entry | one | alone, entry | two | measured, entry | part | alone | {"step_milliseconds": 50.0})
     [row] = tables.several_gpus(records).reset_index().to_dict("records")
-    assert [row[name] for name in ("speed-up", "losses differ by", "gradient sync (ms)", "one GPU, batch / n (ms)")] == [
-        "1.50", "0.0020", "5.00", "50",
-    ]  # fmt: skip
+    heads = ("speed-up", "losses differ by", "gradient sync (ms)", "one GPU, batch / n (ms)")
+    assert [row[name] for name in heads] == ["1.50", "0.0020", "5.00", "50"]
     assert [row[name] for name in ("peak memory on one (GB)", "each (GB)", "GPUs")] == ["2.1", "1.1", 2]
     del one["losses"], one["samples_per_second"]
     failed = write(entry | one | {"failed": "NotEnoughMemory: no"}, entry | two | measured)
