@@ -77,7 +77,7 @@ def lock_run(tmp_dir: Path) -> filelock.BaseFileLock:
     except filelock.Timeout:
         raise UserError(
             f"Another process is making the run in {tmp_dir}. Wait until it is done; of a notebook that was "
-            f"interrupted, shut the kernel down. Then the same command goes on."
+            f"interrupted, shut the kernel down. Then the same command resumes."
         ) from None
 
 

@@ -79,8 +79,8 @@ def require_memory(folder: str | Path) -> None:
             needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if needed > free:
         raise NotEnoughMemory(
-            f"The model in {folder} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
-            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GiB."
+            f"The model in {folder} takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free here. "
+            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GB."
         )
 
 

@@ -163,7 +163,7 @@ class SummarizationTrainer(Trainer):
             with hardware.Meter() as meter:
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError as error:  # an object in place of a state could run its code
-            raise ModelError(f"{resume_from_checkpoint} is not read: {error}. Remove the folder and go on.") from error
+            raise ModelError(f"{resume_from_checkpoint} is not read: {error}. Remove the folder; run again.") from error
         self.peak_memory = meter.peak_bytes
         self.joules = None if resume_from_checkpoint else meter.joules  # earlier sittings were not measured
         if self.epoch_mean:

@@ -74,6 +74,19 @@ def test_the_example_is_one_of_our_own_dialogues_and_right():
     assert rows[rows["id"] == f"{shown}_1"]["summary"].item() in text
 
 
+def test_the_readmes_sentences_say_what_its_table_says():
+    readme = (data.ROOT / "README.md").read_text("utf-8")
+    rows = [row.split(" | ") for row in documents.pattern("result").search(readme)[0].splitlines() if "|" in row]
+    full, lora = (next(row for row in rows if name in row[0]) for name in ("| full", "lora-balanced"))
+    (score, _, steps, memory, size), (own_score, _, own_steps, own_memory, own_size) = (
+        [float(cell.strip("| ")) for cell in row[2:]] for row in (full, lora)
+    )
+    assert "about as well as full fine-tuning" in readme and own_score == pytest.approx(score, abs=0.002)
+    assert "a quarter less memory" in readme and own_memory / memory == pytest.approx(0.75, abs=0.02)
+    assert "70 times smaller" in readme and size / own_size == pytest.approx(70, abs=5)
+    assert "only 5 % faster" in " ".join(readme.split()) and own_steps / steps == pytest.approx(0.95, abs=0.01)
+
+
 def test_steps_alone_leave_compiling_and_saving_out():
     log = pd.DataFrame({"step": [10, 20, 20, 30, 40], "loss": [4, 3, np.nan, 2, 1], "seconds": [30, 31, 35, 36, 37]})
     run = SimpleNamespace(log=log)
@@ -130,10 +143,17 @@ def test_texts_are_withheld_in_whatever_form_they_are_shown(tiny_data, tmp_path)
             )
             for dialogue in dialogues
         ]  # fmt: skip
+        picture = nbformat.v4.new_output("display_data", {"image/png": "a picture of tokens"})
+        cells.append(nbformat.v4.new_code_cell("# Only drawing: a box for each token.", outputs=[picture]))
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{number}.ipynb")
     withhold.withhold_folder(str(tmp_path), str(tiny_data), str(tmp_path / "target"))
     written = (tmp_path / "target" / "1.ipynb").read_text("utf-8")
-    assert withhold.NOTICE in written and "a warning" not in written and "before (text of d_" in written
+    assert (
+        withhold.NOTICE in written
+        and "a warning" not in written
+        and "picture" not in written
+        and "before (text of d_" in written
+    )
     notebook = nbformat.read(tmp_path / "target" / "1.ipynb", as_version=4)
     assert withhold.shown_ids(notebook, withhold.texts_by_id(data.load_source(str(tiny_data)))) == {}
 

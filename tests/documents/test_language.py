@@ -124,6 +124,9 @@ def test_column_heads_are_defined(name):
 def texts_of(path: Path):
     """What a module says to a user: the messages of its errors, and in `commands` every text."""
     tree = ast.parse(path.read_text("utf-8"))
+    for node in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]:
+        if ast.get_docstring(node):  # for who reads the code
+            node.body = node.body[1:]
     roots = (
         [tree] if path.parent.name == "commands" else [node for node in ast.walk(tree) if isinstance(node, ast.Raise)]
     )
@@ -134,18 +137,18 @@ def texts_of(path: Path):
         if isinstance(node, ast.JoinedStr):
             yield "".join(part.value if isinstance(part, ast.Constant) else "code" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
-            yield node.value
+            yield re.sub(r"^  .*$", "", node.value, flags=re.MULTILINE)  # without the commands that help lists
 
 
 def test_the_program_speaks_plainly():
     texts = [text for path in SOURCES for text in texts_of(path) if len(text.split()) > 3]
-    assert len(texts) > 150
+    assert len(texts) > 100
     assert {sentence: found for text in texts for sentence, found in check(text).items()} == {}
 
 
 def test_there_is_something_to_check():
     counted = {name: len(sentences((data.ROOT / name).read_text("utf-8"))) for name in DOCUMENTS}
-    assert len(counted) >= 16 and counted["README.md"] > 40 and counted["GPU_OPTIMIZATION_GUIDE.md"] > 60
+    assert len(counted) >= 15 and counted["README.md"] > 40 and counted["GPU_OPTIMIZATION_GUIDE.md"] > 60
     assert len(NOTEBOOKS) >= 6 and all(len(sentences(markdown(data.ROOT / name))) > 10 for name in NOTEBOOKS)
 
 

@@ -3,7 +3,7 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
 
   study                                     the quickstart: notebooks 01 to 04, minutes on a CPU, no network
   study smollm2-dialogsum --dataset PATH    the study, on DialogSum in a folder
-  study flan-t5-base-dialogsum              the study as first conceived, from the Hugging Face Hub
+  study flan-t5-base-dialogsum              the same with FLAN-T5-base, from the Hugging Face Hub
   study score predictions.csv --dataset PATH --split test
   study compare quickstart/full quickstart/lora-balanced
   study summarize quickstart/full dialogue.txt
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _function(options.command)(options)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        print("\nInterrupted. The same command resumes where it stopped.", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"study: {error}", file=sys.stderr)
@@ -127,7 +127,7 @@ def _parser() -> ArgumentParser:
     option("--epsilon", type=float, default=0.02, help="least probability of a token that is drawn (default: 0.02)")
     option("--seed", type=int, default=0, help="of the draws (default: 0)")
     add("likelihood", "test how often a run's model finds a reference likelier than a wrong summary", a_run, data)
-    option = add("export", "write a trained model or adapter, with a card, and check that it loads alone", a_run)
+    option = add("export", "write a trained model or adapter, with a model card, and check that it loads", a_run)
     option("folder", type=Path, metavar="DIR", help="a new folder")
     option("--merge", action="store_true", help="a whole model, with the adapter in its weights")
     option("--gguf", choices=("f16", "q8_0"), help="one file for llama.cpp and Ollama, and a Modelfile")

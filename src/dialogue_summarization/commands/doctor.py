@@ -11,10 +11,9 @@ from huggingface_hub import constants
 from .. import hardware, hub, packaged, runs
 from ..errors import ConfigurationError, ModelError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, SAMPLE_DATA, Experiment
-from .models import BASE_MODELS, GIB
+from .models import BASE_MODELS
 
-# Activations and libraries beside weights, gradients and optimizer: quickstart's full run took 5.4 GB in all on a CPU.
-OTHER_GIB = 3
+OTHER_GB = 3.2  # beside parameters, gradients and optimizer: the quickstart's full run took 5.3 GB in all on a CPU
 CUDA_TORCH = "uv pip install --reinstall torch --torch-backend=auto, then uv run --no-sync study"
 
 
@@ -27,10 +26,10 @@ def report(options: Namespace) -> None:
     print(f"Device:         {machine['device']} ({machine['system']})")
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         print(f"                NVIDIA GPU found, torch built without CUDA: {CUDA_TORCH}")
-    print(f"Memory:         {machine['memory_bytes'] / GIB:.1f} GiB, free {hardware.free_memory() / GIB:.1f}")
+    print(f"Memory:         {machine['memory_bytes'] / 1e9:.1f} GB, free {hardware.free_memory() / 1e9:.1f}")
     print(f"Precision:      {machine['precision']} ({hardware.precision_and_reason()[1]})")
     print(f"Versions:       {', '.join(f'{name} {machine[name]}' for name in ('python', *runs.PACKAGES))}")
-    print(f"Disk:           {disk.free / GIB:.1f} GiB free for {outputs}")
+    print(f"Disk:           {disk.free / 1e9:.1f} GB free for {outputs}")
     print(f"Hub:            {hub_error or 'it answers'}; in {constants.HF_HUB_CACHE}: {', '.join(cached) or 'nothing'}")
     print(f"Packaged model: {_packaged_error() or f'{packaged.gguf().name}, converted into {packaged.cache()}'}")
     reasons = {name: problems(experiment, hub_error, cached) for name, experiment in EXPERIMENTS.items()}
@@ -52,10 +51,11 @@ def problems(experiment: Experiment, hub_error: str | None, cached: Sequence[str
     if experiment.name != "quickstart" and hardware.device().type == "cpu":
         reasons.append("it is meant for a GPU, and there is none.")
     base = BASE_MODELS.get(experiment.model.rpartition("/")[2], BASE_MODELS["SmolLM2-135M-Instruct"])
-    needed, free = base.gib("full") + OTHER_GIB, hardware.free_memory() / GIB
+    needed, free = base.gb("full") + OTHER_GB, hardware.free_memory() / 1e9
     if free < needed:
-        advice = "Leave full out: --runs zero-shot,lora-balanced."
-        reasons.append(f"it takes about {needed:.1f} GiB of memory, and {free:.1f} are free. {advice}")
+        reasons.append(
+            f"it takes about {needed:.1f} GB of memory, and {free:.1f} are free. Leave full out: --runs zero-shot,lora-balanced."
+        )
     return reasons
 
 

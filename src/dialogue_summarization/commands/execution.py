@@ -110,7 +110,7 @@ def _reason(error: Exception, notebook: NotebookNode) -> str:
 
 
 def _kept(path: Path) -> str:
-    return f"The notebook as far as it came: {path}. What was finished is kept; the same command goes on."
+    return f"The notebook as far as it came: {path}. What was finished is kept. The same command resumes."
 
 
 def _write(notebook: NotebookNode, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""`study export`: a run's model or adapter with a card, whose code is run with transformers and peft alone."""
+"""`study export`: a run's model or adapter with a model card, whose code is run with transformers and peft alone."""
 
 import os
 import re

@@ -41,7 +41,7 @@ def launch(world_size: int, function: Callable[..., None], *arguments: object) -
         if (name := getattr(error, "signal_name", None)) is None:
             raise  # a bug, with the traceback
         ended = f"Process {error.error_index + 1} of {world_size} was ended by {name}."
-        raise UserError(f"{ended} What was finished is kept; the same command goes on.") from None
+        raise UserError(f"{ended} What was finished is kept. The same command resumes.") from None
     finally:
         for process in context.processes:  # where this process was interrupted
             process.terminate()
