@@ -74,6 +74,7 @@ def test_a_record_has_what_the_design_says(made, method):
     assert all(type(value) in (int, float) for value in run.metrics.values())
     assert run.predictions.drop(columns="prediction").to_dict("list") == {"id": [f"d_{n}" for n in range(20, 25)]}
     assert (texts(run) != texts(baseline)) == trained
+    assert "|refs:mean3|lsum:sentences|n:5|" in run.environment["signature"] and "data" not in run.environment
     if trained:
         assert list(run.log) == ["step", "epoch", "loss", "eval_loss", "learning_rate", "seconds"]
         assert run.log["step"].max() == 8 and run.log["eval_loss"].notna().sum() == 2

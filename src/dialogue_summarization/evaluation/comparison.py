@@ -19,8 +19,9 @@ from ..intervals import interval
 from ..report import HEADINGS, display_name, side_by_side, texts_as_html, with_interval
 from ..rouge import TYPES
 from ..runs import OUTPUTS, Run
+from ..texts import spaced
 from .costs import COST_COLUMNS, cost_measures
-from .statistics import MARGIN, compare, holm
+from .statistics import MARGIN, TOO_FEW, compare, holm, verdict
 from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs, published, published_scores
 
 DETAILS = ("form only", "above form", "right", "training dialogues", "validation loss", "seeds")
@@ -48,8 +49,9 @@ def resolution(systems: Sequence[System]) -> str:
     """What difference so many dialogues can show between two of these systems, as a line above their table."""
     pairs = list(itertools.combinations(systems, 2))
     least = [compare(one.scores("rougeL"), other.scores("rougeL")).minimum_detectable for one, other in pairs]
-    count = systems[0].f1.shape[1]
-    return f"{count} dialogues: a difference of {max(least, default=0):.3f} in ROUGE-L is found four times of five."
+    shown = [effect for effect in least if not np.isnan(effect)]
+    found = f"a difference of {max(shown):.3f} in ROUGE-L is found four times of five" if shown else TOO_FEW
+    return f"{systems[0].f1.shape[1]} dialogues: {found}." if pairs else f"{systems[0].f1.shape[1]} dialogues."
 
 
 def judgements(experiment: str) -> pd.Series:
@@ -151,7 +153,7 @@ def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
     """
     pairs = list(itertools.combinations(sorted(systems, key=lambda one: -one.score(measure)), 2))
     gaps = [compare(one.scores(measure), other.scores(measure)) for one, other in pairs]
-    rouge1 = [compare(one.scores("rouge1"), other.scores("rouge1")) for one, other in pairs]
+    rouge1 = [compare(a.scores("rouge1"), b.scores("rouge1"), same=a.texts == b.texts != ()) for a, b in pairs]
     corrected, equivalent = holm([gap.p for gap in gaps]), holm([gap.p_equivalent for gap in rouge1])
     rows = [
         {
@@ -160,9 +162,9 @@ def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
             "p": _p(gap.p),
             "p (Holm)": _p(p),
             f"p (TOST, ROUGE-1 ± {MARGIN:g})": _p(p_equivalent),
-            "minimum detectable effect": f"{gap.minimum_detectable:.3f}",
+            "minimum detectable effect": f"{gap.minimum_detectable:.3f}".replace("nan", "–"),
             "seeds": f"{len(one.f1)}, {len(other.f1)}",
-            "verdict": verdict(p, p_equivalent),
+            "verdict": verdict(p, p_equivalent, can_say=gap.minimum_detectable > 0),
         }
         for (one, other), gap, p, p_equivalent in zip(pairs, gaps, corrected, equivalent, strict=True)
     ]
@@ -171,13 +173,6 @@ def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
 
 def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def verdict(p: float, p_equivalent: float) -> str:
-    """What two corrected p-values allow to say."""
-    if p < 0.05:
-        return "differ, by less than the margin" if p_equivalent < 0.05 else "differ"
-    return "as good as each other" if p_equivalent < 0.05 else "not distinguishable"
 
 
 def planned_comparison(systems: Sequence[System]) -> pd.DataFrame:
@@ -192,7 +187,8 @@ def groups(test: Dataset, by: str, least: int = 10) -> pd.Series:
         topics = pd.Series(list(test["topic"])).replace("", "no topic")
         return topics.where(topics.map(topics.value_counts()) >= least, "other topics").astype("category")
     unit = "words" if by == "length" else "turns"
-    sizes = pd.Series([len(text.split()) if by == "length" else text.count("\n") + 1 for text in test["dialogue"]])
+    size = (lambda text: len(spaced(text).split())) if by == "length" else (lambda text: len(text.split("\n")))
+    sizes = pd.Series(map(size, test["dialogue"]))
     quarters = pd.Series(np.searchsorted(np.quantile(sizes, [0.25, 0.5, 0.75]).round(), sizes))
     names = sizes.groupby(quarters).agg(lambda own: f"{own.min()} to {own.max()} {unit}")
     return quarters.map(names).astype(pd.CategoricalDtype(names))
