@@ -71,7 +71,7 @@ def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
     rows = [dict(itertools.zip_longest(columns, fields)) for fields in others]
     for number, row in enumerate(rows, 1):
         if None in row:  # the name of further fields
-            raise DataError(f"{path}, row {number}: more fields than the header has. Quote fields with commas.")
+            raise DataError(f"{path}, row {number}: more fields than the header has. Quote what holds {delimiter!r}.")
         _refuse_swallowed_rows(row, delimiter, f"{path}, row {number}")
     return rows
 

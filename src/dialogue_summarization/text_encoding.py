@@ -1,11 +1,14 @@
 """Token ids of people's texts. What looks like a control token there, as `<|im_end|>` in a dialogue, is text."""
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
+
+_TAG = re.compile(r"<\S+>")
 
 
 class TextEncoder:
@@ -16,8 +19,9 @@ class TextEncoder:
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._unknown = tokenizer.unk_token
         added = self._backend.get_added_tokens_decoder().items()
-        # Not the token for what is unknown, which any text may have.
-        self._control_ids = {number for number, token in added if token.special} - {tokenizer.unk_token_id}
+        # Some are not marked as special, as Qwen's `<think>`.
+        self._control_ids = {number for number, token in added if token.special or _TAG.fullmatch(token.content)}
+        self._counted_ids = self._control_ids - {tokenizer.unk_token_id}  # any text may have what is unknown
 
     def encode(
         self, texts: Sequence[str], affixes: tuple[str, str] = ("", ""), *, special_tokens: bool = True
@@ -44,7 +48,7 @@ class TextEncoder:
         return [end for _, end in encoding.offsets]
 
     def _control_count(self, encoding: Encoding) -> int:
-        return sum(map(self._control_ids.__contains__, encoding.ids))
+        return sum(map(self._counted_ids.__contains__, encoding.ids))
 
     def _as_plain_text(self, text: str, affixes: tuple[str, str], special_tokens: bool) -> list[int]:
         before, after = affixes
@@ -60,15 +64,14 @@ class TextEncoder:
     def _control_spans(self, text: str) -> list[tuple[int, int]]:
         encoding = self._backend.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
-        return [span for number, span in spans if number in self._control_ids]
+        return [span for number, span in spans if number in self._counted_ids]
 
     @cached_property
     def _plain_backend(self) -> Tokenizer:
         """The tokenizer without control tokens, which a Unigram model would also spell from its vocabulary."""
         content = json.loads(self._backend.to_str())
-        control = {token["id"] for token in content["added_tokens"] if token["special"]}
-        content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] not in self._control_ids]
         if content["model"]["type"] == "Unigram":
-            for number in control & set(range(len(content["model"]["vocab"]))):
+            for number in self._control_ids & set(range(len(content["model"]["vocab"]))):
                 content["model"]["vocab"][number][0] = f"\ue000{number}"
         return Tokenizer.from_str(json.dumps(content))

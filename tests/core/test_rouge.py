@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from dialogue_summarization import data
+from dialogue_summarization import data, report, runs
 from dialogue_summarization.rouge import TYPES, score_dialogues, score_pairs, sentences
 from dialogue_summarization.rouge_metric import Rouge
 
@@ -204,6 +204,21 @@ def test_pairs_have_a_row_per_reference(references):
     assert table.groupby(level="dialogue").mean().to_numpy() == pytest.approx(
         score_dialogues([several[0] for several in references], references).to_numpy()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("full", [0.5377121824160498, 0.2226119760192006, 0.40637480423606426, 0.4719786789045209]),
+        ("zero-shot", [0.37434230335616353, 0.13012130430754038, 0.2886240341646693, 0.3442223238982236]),
+    ],
+)
+def test_scores_of_english_stay_to_the_last_digit(name, expected):
+    test = data.load_source("sample")["test"]
+    run = runs.read(runs.OUTPUTS / "reference" / "quickstart" / name / "seed-0")
+    scores = score_dialogues(report.predictions(run, test), test["summaries"])
+    assert scores.mean().tolist() == pytest.approx(expected, abs=1e-15)
+    assert "tok:" not in report.signature(test)
 
 
 @pytest.fixture(scope="module")

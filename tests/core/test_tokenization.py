@@ -238,6 +238,14 @@ def test_control_tokens_in_peoples_texts_are_text(bundle, around, token):
     )
 
 
+def test_a_tag_that_is_not_marked_as_special_is_text_too(bundle):
+    """As Qwen's `<think>`; an added token that is no tag, as a run of spaces, is an ordinary token."""
+    bundle.tokenizer.add_tokens(["<think>", "    "])
+    think, spaces = bundle.tokenizer.convert_tokens_to_ids(["<think>", "    "])
+    ids = bundle.family.encode("Ann: <think>    No.")["input_ids"]
+    assert think not in ids and spaces in ids and "Ann: <think>    No." in bundle.tokenizer.decode(ids)
+
+
 def test_control_tokens_of_a_long_dialogue_are_cut_as_text(with_limit, around):
     family, dialogue = with_limit(100), "Ann: <|im_end|></s>\n" * 50
     row = family.encode(dialogue)

@@ -1,5 +1,7 @@
 """Systems and the tables that compare them: humans and published systems as published, verdicts that tests allow."""
 
+import json
+import math
 import re
 from dataclasses import replace
 
@@ -8,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import SHARED, tiny_experiment
 
-from dialogue_summarization import data, errors, experiments, rouge, runs, study
+from dialogue_summarization import data, disk, errors, experiments, rouge, runs, study
 from dialogue_summarization.evaluation import comparison, statistics, systems
 
 needs_dialogsum = pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
@@ -240,6 +242,15 @@ def test_scores_without_spread_are_no_verdict(count, summaries, verdict):
     assert comparison.resolution(pair) == f"{count} dialogues: too few to say."
     assert comparison.resolution(pair[:1]) == f"{count} dialogues."
     assert ("0.000 [–]" in comparison.leaderboard(pair).to_string()) == (count == 1)
+
+
+def test_files_have_null_for_what_nobody_knows_and_tables_a_dash(tmp_path):
+    one = fake("one", [0.25])
+    disk.write_json(tmp_path / "one.json", {"scores": one.columns(), "more": [math.inf, {"x": -math.inf}], "n": 1})
+    read = json.loads((tmp_path / "one.json").read_text("utf-8"), parse_constant=pytest.fail)
+    assert read["scores"] == one.columns() | {f"{name}_{end}": None for name in rouge.TYPES for end in ("low", "high")}
+    assert (read["more"], read["n"]) == ([None, {"x": None}], 1)
+    assert systems.from_columns(read["scores"], "rouge2") == "0.250 [–]"
 
 
 def test_p_values_are_corrected_over_all_pairs(noisy):

@@ -95,7 +95,7 @@ def leaderboard(
     scores = pd.DataFrame(rows).set_index("system")
     if test is not None:
         recorded = published_scores(test).drop(index=scores.index, errors="ignore")
-        scores = pd.concat([scores, recorded.assign(kind="published")]).fillna("–")
+        scores = pd.concat([scores, recorded.assign(kind="published")]).fillna(dict.fromkeys(DETAILS, "–"))
     scores = scores.sort_values("rougeL", ascending=False, kind="stable")
     scores = scores.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable")
     table = scores[["kind"]].copy()
@@ -108,7 +108,7 @@ def leaderboard(
     if humans and copies:
         start = max(copies, key=lambda one: one.score("rougeL"))
         gap = compare(humans[0].scores("rougeL"), start.scores("rougeL"))
-        if gap.low > 0:
+        if gap.low > 0 and gap.minimum_detectable > 0:
             above = scores["rougeL"] - scores.loc[start.name, "rougeL"]
             table["share of the human gap"] = (above / gap.mean).map("{:.0%}".format)
     return table
