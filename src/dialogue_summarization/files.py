@@ -60,9 +60,10 @@ def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
             records += [fields] if fields else []
             end = reader.line_num
     except csv.Error as error:
-        begun = next(csv.reader(lines[end : reader.line_num - 1] or lines[end:], delimiter=delimiter))
+        is_last = "unexpected end" in str(error)
+        begun = next(csv.reader(lines[end : None if is_last else reader.line_num - 1] or [""], delimiter=delimiter))
         place = f"{path}, row {len(records)}, line {end + 1}"
-        if records and (reader.line_num > end + 1 or "unexpected end" in str(error)):
+        if records and begun:
             place += f", column {records[0][: len(begun)][-1]!r}"
         raise DataError(f"{place}: not CSV ({error}). Close the quote, or double it within a text.") from None
     columns, *others = records or [[]]

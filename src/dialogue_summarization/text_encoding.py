@@ -68,10 +68,16 @@ class TextEncoder:
 
     @cached_property
     def _plain_backend(self) -> Tokenizer:
-        """The tokenizer without control tokens, which a Unigram model would also spell from its vocabulary."""
+        """The tokenizer with control tokens of other names, which no text holds and no vocabulary spells."""
         content = json.loads(self._backend.to_str())
-        content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] not in self._control_ids]
-        if content["model"]["type"] == "Unigram":
-            for number in self._control_ids & set(range(len(content["model"]["vocab"]))):
-                content["model"]["vocab"][number][0] = f"\ue000{number}"
+        model, added = content["model"], content["added_tokens"]
+        names = {token["content"]: f"\ue000{token['id']}" for token in added if token["id"] in self._control_ids}
+        for token in added:
+            token["content"] = names.get(token["content"], token["content"])
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
+        else:  # Unigram
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        if model.get("unk_token"):
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
         return Tokenizer.from_str(json.dumps(content))
