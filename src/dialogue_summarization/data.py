@@ -1,15 +1,14 @@
 """Load, check and describe dialogues: three splits, a row per dialogue, with all its reference summaries.
 
-A source is a Hub data set, a folder with `train`, `validation` and `test` as `.csv` or `.jsonl`, or the packaged
-sample. Columns: `id`, `dialogue`, `summary` (in JSON perhaps a list), and `topic` if there is one. Rows with the same
-dialogue are one dialogue with several references, as in DialogSum's test split (Chen et al. 2021).
+A source is a Hub data set, a folder with `train`, `validation` and `test` as `.csv`, `.tsv` or `.jsonl`, or the
+packaged sample. Columns: `id`, `dialogue`, `summary` (in JSON perhaps a list), and `topic` if there is one. Rows with
+the same dialogue are one dialogue with several references, as in DialogSum's test split (Chen et al. 2021).
 """
 
-import csv
 import hashlib
-import io
 import json
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,9 @@ import pandas as pd
 
 from .errors import DataError
 from .experiments import SAMPLE_DATA, Experiment
+from .files import SUFFIXES, read_rows, refuse_written_list
 from .hub import offline_reason
+from .texts import unify_line_ends, words
 
 SPLITS = ("train", "validation", "test")
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,7 @@ OUTPUTS = ROOT / "outputs"
 def load(experiment: Experiment) -> datasets.DatasetDict:
     """The splits of an experiment, checked, with columns `id`, `dialogue`, `summaries` (a list) and `topic`.
 
+    `row_ids` and `rows` hold the id and the number, from 1, of the row in the source that each summary is from.
     Raises `DataError` where a file, split or column is missing, or a row cannot be used.
     """
     splits = load_source(experiment.dataset)
@@ -57,74 +59,35 @@ def load_source(source: str) -> datasets.DatasetDict:
         ) from error
     if missing := [split for split in SPLITS if split not in raw]:
         raise DataError(f"{source}: there is no split {missing[0]!r}, only {', '.join(raw)}.")
-    return datasets.DatasetDict({split: group_references(list(raw[split]), f"{source}, {split}") for split in SPLITS})
+    return datasets.DatasetDict(
+        {split: group_references(list(raw[split]), f"{source}, {split}", leave_out_empty=True) for split in SPLITS}
+    )
 
 
 def _split_file(folder: Path, split: str) -> Path:
-    files = [path for suffix in (".csv", ".jsonl") if (path := folder / f"{split}{suffix}").exists()]
+    files = [path for path in folder.iterdir() if path.name.lower() in {f"{split}{suffix}" for suffix in SUFFIXES}]
     if len(files) != 1:
-        raise DataError(f"{folder} must hold {split}.csv or {split}.jsonl; {'both' if files else 'neither'} is there.")
+        there = f"both {' and '.join(sorted(path.name for path in files))} are" if files else "neither is"
+        raise DataError(f"{folder} must hold {split}.csv or {split}.jsonl; {there} there.")
     return files[0]
 
 
-def read_text(path: Path) -> str:
-    """A file's text in UTF-8. Raises `DataError` where it cannot be read or is in another encoding."""
-    try:
-        return decode(path.read_bytes(), path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def decode(content: bytes, where: str | Path) -> str:
-    """Bytes in UTF-8 as text. Raises `DataError`, which names the line."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{where}, line {line}: not UTF-8. Save the file with the encoding UTF-8.") from None
-
-
-def read_rows(path: Path) -> list[dict[str, object]]:
-    """The rows of a CSV or JSON lines file in UTF-8. Raises `DataError`, which names the line that cannot be read."""
-    text = read_text(path)
-    return _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path)
-
-
-def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
-    csv.field_size_limit(1 << 27)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}).") from None
-    if long := [number for number, row in enumerate(rows, 1) if None in row]:  # what csv calls further fields
-        raise DataError(f"{path}, row {long[0]}: more fields than the header has. Quote fields with commas.")
-    return rows
-
-
-def _json_rows(text: str, path: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-            raise DataError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)}).") from None
-        if rows and not isinstance(rows[-1], dict):
-            raise DataError(f"{path}, line {number}: not a JSON object with id, dialogue and summary.")
-    return rows
-
-
-def group_references(rows: list[dict[str, object]], where: str | Path) -> datasets.Dataset:
-    """Check rows, and make one of those with the same dialogue.
+def group_references(
+    rows: list[dict[str, object]], where: str | Path, *, leave_out_empty: bool = False
+) -> datasets.Dataset:
+    """Check rows, and make one of those with the same dialogue; columns as `load` has them.
 
     Rows have `id`, `dialogue`, `summary` (a text or a list of texts) and perhaps `topic`; `where` names their file.
+    `leave_out_empty` leaves out rows without a dialogue or without a summary, and counts them in `info.description`.
     Raises `DataError` where a column is missing, a value cannot be used, or an id is there twice.
     """
-    if not rows:
-        raise DataError(f"{where}: no rows.")
     first_row: dict[str, int] = {}  # by id
     grouped: dict[str, dict] = {}  # by dialogue
+    left_out = 0
     for number, row in enumerate(rows, 1):
+        if leave_out_empty and any(_is_empty(row.get(column, column)) for column in ("dialogue", "summary")):
+            left_out += 1
+            continue
         for column in ("id", "dialogue", "summary"):
             if row.get(column) is None:
                 present = ", ".join(str(name) for name in row if row[name] is not None)
@@ -139,12 +102,24 @@ def group_references(rows: list[dict[str, object]], where: str | Path) -> datase
             raise DataError(f"{where}, row {number}, column 'summary': the list is empty.")
         summaries = [_checked(summary, where, number, "summary") for summary in summaries]
         topic = _checked(str(row["topic"]), where, number, "topic") if str(row.get("topic") or "").strip() else ""
-        entry = grouped.setdefault(dialogue, {"ids": [], "summaries": [], "topic": topic})
-        entry["ids"].append(identifier)
+        entry = grouped.setdefault(dialogue, {"summaries": [], "topic": topic, "row_ids": [], "rows": []})
         entry["summaries"] += summaries
-    names = _dialogue_ids([entry.pop("ids") for entry in grouped.values()])
+        entry["row_ids"] += [identifier] * len(summaries)
+        entry["rows"] += [number] * len(summaries)
+    if not grouped:
+        raise DataError(f"{where}: no rows.")
+    names = _dialogue_ids([list(dict.fromkeys(entry["row_ids"])) for entry in grouped.values()])
     rows = [{"id": name, "dialogue": text} | grouped[text] for name, text in zip(names, grouped, strict=True)]
-    return datasets.Dataset.from_list(rows)
+    table = datasets.Dataset.from_list(rows)
+    if left_out:
+        table.info.description = f"rows without a dialogue or a summary, left out: {left_out} of {number}"
+        print(f"{where}: {table.info.description}.", file=sys.stderr)
+    return table
+
+
+def _is_empty(value: object) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return not any(str(text).strip() for text in texts if text is not None)
 
 
 def _checked(value: object, where: str | Path, number: int, column: str) -> str:
@@ -154,7 +129,8 @@ def _checked(value: object, where: str | Path, number: int, column: str) -> str:
         raise DataError(f"{where}, row {number}, column {column!r}: empty. Fill it in or leave the row out.")
     if re.search("[\ufffd\x00\ud800-\udfff]", value):  # the last are surrogates, which JSON can spell
         raise DataError(f"{where}, row {number}, column {column!r}: damaged characters. Save the file as UTF-8.")
-    return value.replace("\r\n", "\n").strip()
+    refuse_written_list(value, f"{where}, row {number}, column {column!r}")
+    return unify_line_ends(value).strip()
 
 
 def _dialogue_ids(row_ids: list[list[str]]) -> list[str]:
@@ -175,7 +151,7 @@ def fingerprint(splits: Mapping[str, datasets.Dataset]) -> str:
 
 def normalize(text: str) -> str:
     """Lower case, without punctuation, single spaces: texts equal after this count as the same."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(words(text, "_"))
 
 
 def near_duplicates(splits: Mapping[str, datasets.Dataset]) -> pd.DataFrame:

@@ -20,10 +20,16 @@ from .errors import UserError
 _LOCK_SECONDS = 6.0
 
 
+def to_json(content: Mapping[str, object], indent: int | None = None) -> str:
+    """JSON by its standard, which has neither NaN nor infinity: null stands for them."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON under a temporary name, and move it into place."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+    temporary.write_text(to_json(content, indent=2) + "\n", encoding="utf-8", newline="\n")
     os.replace(temporary, path)
 
 

@@ -13,13 +13,15 @@ _DRAWS_AT_ONCE = 1 << 22  # so that memory stays small for large test sets
 
 
 def interval(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over dialogues, and over seeds where there are several.
+    """The 95 % percentile interval of the mean over dialogues, and over seeds where there are several; NaN for one.
 
     Args:
         scores: As `resampled_means` takes them.
         resamples: The number of bootstrap resamples.
         seed: Of the draws.
     """
+    if np.shape(scores)[-1] < 2:
+        return np.nan, np.nan
     low, high = np.percentile(resampled_means(scores, resamples=resamples, seed=seed), [2.5, 97.5])
     return float(low), float(high)
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import datasets
 import numpy as np
@@ -13,6 +14,7 @@ from .errors import DataError
 from .intervals import interval
 from .rouge import TYPES
 from .runs import Run
+from .texts import has_other_letters
 
 HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 _COSTS = {
@@ -47,7 +49,9 @@ def title_of(method: str, peft: Mapping[str, object] | None) -> str:
 
 
 def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") -> str:
-    """A value with the bounds of its interval: `0.421 [0.412, 0.430]`."""
+    """A value with the bounds of its interval: `0.421 [0.412, 0.430]`; `0.421 [–]` where there is none, or `–`."""
+    if np.isnan(bounds[0]):
+        return "–" if np.isnan(value) else f"{value:{spec}} [–]"
     return f"{value:{spec}} [{bounds[0]:{spec}}, {bounds[1]:{spec}}]"
 
 
@@ -69,8 +73,9 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
 def signature(test: datasets.Dataset) -> str:
     """How scores were computed, in one line, as sacrebleu's signatures do (Post 2018)."""
     counts = sorted({len(references) for references in test["summaries"]})
+    words = "|tok:unicode" if has_other_letters(chain.from_iterable(test["summaries"])) else ""
     return (
-        f"rouge_score:{importlib.metadata.version('rouge-score')}|stem:yes|refs:mean{'-'.join(map(str, counts))}"
+        f"rouge_score:{importlib.metadata.version('rouge-score')}|stem:yes{words}|refs:mean{'-'.join(map(str, counts))}"
         f"|lsum:sentences|n:{len(test)}|bs:10000|seed:0"
     )
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 import transformers
 
-from . import data, hardware, models, runs
+from . import data, hardware, models, report, runs
 from .disk import lock_run, unlock
 from .errors import ConfigurationError
 from .experiments import Experiment, Method
@@ -198,6 +198,8 @@ def record(
     if method.peft:
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in prepared.weights.glob("*.safetensors"))
     scores = scores.round(6)
+    left_out = {split: rows.info.description for split, rows in prepared.splits.items() if rows.info.description}
+    environment = environment | {"signature": report.signature(test)} | ({"data": left_out} if left_out else {})
     runs.write_results(tmp_dir, texts, scores, metrics, environment)
     prepared.move_into_place()
     unlock(prepared.lock)

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Pretrained
 
 from .experiments import VIRTUAL_TOKENS
 from .prompts import PROMPT, prompt
+from .text_encoding import TextEncoder
+from .texts import unify_line_ends
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy leaves out
 _PLACEHOLDER = "\ue000"  # stands for a dialogue: no chat template trims it, no dialogue contains it
@@ -38,6 +40,10 @@ class Family:
         before, after = self._prompt_affixes
         return before + dialogue + after
 
+    def prompt_length(self, dialogue: str) -> int:
+        """The tokens of a dialogue's prompt, before it is cut to `max_prompt_tokens`."""
+        return len(self._encoder.encode([unify_line_ends(dialogue)], self._prompt_affixes)[0])
+
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """A dialogue, and the summary to learn, as one row of `encode_all`."""
         return self.encode_all([dialogue], None if summary is None else [summary])[0]
@@ -47,16 +53,18 @@ class Family:
 
         A row has `input_ids` (the prompt), `labels` (the summary and the end token, where summaries are given),
         `length` in tokens by which batches are grouped, and `truncated`: whether the dialogue lost its end to fit.
+        Line ends of any system are read alike, and what looks like a control token in a text is read as text.
         Raises `ValueError` where `max_prompt_tokens` leaves no room for a dialogue.
         """
         rows = []
-        encoded = self._token_ids([self.render(dialogue) for dialogue in dialogues])
+        dialogues = list(map(unify_line_ends, dialogues))
+        encoded = self._encoder.encode(dialogues, self._prompt_affixes)
         for dialogue, ids in zip(dialogues, encoded, strict=True):
             is_long = len(ids) > self.max_prompt_tokens
             kept = self._truncate(dialogue, len(ids)) if is_long else ids
             rows.append({"input_ids": kept, "truncated": is_long, "length": len(kept)})
         if summaries:
-            self._add_labels(rows, summaries)
+            self._add_labels(rows, list(map(unify_line_ends, summaries)))
         return rows
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -83,20 +91,16 @@ class Family:
     def _wrapped_prompt(self, text: str) -> str:
         return text
 
-    def _token_ids(self, texts: list[str], special_tokens: bool = True) -> list[list[int]]:
-        # The backend is several times as fast as the tokenizer, since it need not locate each token in the text.
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer)
 
     def _truncate(self, dialogue: str, whole_length: int) -> list[int]:
         """The prompt of a dialogue cut at its end to `max_prompt_tokens`; the words around the dialogue stay."""
-        encoding = self.tokenizer(dialogue, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = [end for _, end in encoding["offset_mapping"]]
+        ends = self._encoder.token_ends(dialogue)
         kept = len(ends) - (whole_length - self.max_prompt_tokens)
         while kept > 0:
-            ids = self.tokenizer(self.render(dialogue[: ends[kept - 1]]), verbose=False)["input_ids"]
+            [ids] = self._encoder.encode([dialogue[: ends[kept - 1]]], self._prompt_affixes)
             if len(ids) <= self.max_prompt_tokens:
                 return ids
             kept -= len(ids) - self.max_prompt_tokens
@@ -138,8 +142,7 @@ class EncoderDecoder(Family):
         return output_ids
 
     def _add_labels(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
-        encoding = self.tokenizer(text_target=list(summaries), return_attention_mask=False, verbose=False)
-        for row, labels in zip(rows, encoding["input_ids"], strict=True):
+        for row, labels in zip(rows, self._encoder.encode(summaries), strict=True):
             row["labels"] = labels
 
 
@@ -177,7 +180,7 @@ class DecoderOnly(Family):
 
     def _add_labels(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
         texts = [summary if self.tokenizer.chat_template else f" {summary}" for summary in summaries]
-        for row, labels in zip(rows, self._token_ids(texts, special_tokens=False), strict=True):
+        for row, labels in zip(rows, self._encoder.encode(texts, special_tokens=False), strict=True):
             row["labels"] = [*labels, self.tokenizer.eos_token_id]
             row["length"] += len(row["labels"])
 

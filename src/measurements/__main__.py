@@ -6,7 +6,6 @@ Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`,
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -96,7 +95,7 @@ def measure(options: argparse.Namespace) -> None:
         if gpus > 1:
             record |= {"name": f"{record['name']}-gpus{gpus}", "device": f"{gpus} x {record['device']}"}
         if PartialState().is_main_process:
-            print(json.dumps({key: value for key, value in record.items() if key != "losses"}), flush=True)
+            print(disk.to_json({key: value for key, value in record.items() if key != "losses"}), flush=True)
             disk.write_json(options.outputs / f"{record['name']}.json", record)
     processes.leave()
 

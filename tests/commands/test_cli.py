@@ -12,7 +12,7 @@ import time
 import forked
 import papermill
 import pytest
-from helpers import SHARED, tiny_rows
+from helpers import SHARED, tiny_rows, write_jsonl
 
 from dialogue_summarization import data, experiments, report, runs
 from dialogue_summarization.commands import cli, execution, notebooks
@@ -182,15 +182,63 @@ def test_predictions_that_do_not_fit_are_counted_and_named(tiny_data, tmp_path, 
     assert all(word in printed for word in said), printed
 
 
+def strict_json(text):
+    def refuse(name):
+        raise AssertionError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "JSONL", "CSV", "tsv"])
+def test_json_of_one_dialogue_has_null_for_what_nobody_knows(form, tmp_path, capsys):
+    for split in data.SPLITS:
+        write_jsonl(tmp_path / f"{split}.jsonl", [{"id": "a", "dialogue": "A: Hi.", "summary": "They met today."}])
+    path = tmp_path / f"p.{form}"
+    if form.lower() == "jsonl":
+        write_jsonl(path, [{"id": "a", "prediction": "They met."}])
+    else:
+        path.write_text(
+            "id,prediction\na,They met.\n".replace(",", "\t" if form == "tsv" else ";"), encoding="utf-8-sig"
+        )
+    line = [str(path), "--dataset", str(tmp_path)]
+    assert cli.main(["score", *line, "--json"]) == 0
+    scores = strict_json(capsys.readouterr().out)
+    assert (scores["rouge1"], scores["rouge1_low"], scores["rouge1_high"]) == (0.8, None, None)
+    assert cli.main(["score", *line]) == 0 and "0.800 [–]" in capsys.readouterr().out
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "prediction": "They left."}', encoding="utf-8")
+    assert cli.main(["compare", str(tmp_path / "q.jsonl"), *line]) == 0
+    printed = capsys.readouterr().out
+    assert "too few to say" in printed and "as good as" not in printed
+
+
+def test_a_file_that_holds_no_rows_is_named(tiny_data, tmp_path, capsys):
+    (tmp_path / "p.json").write_text("[]", encoding="utf-8")
+    assert cli.main(["score", str(tmp_path / "p.json"), "--dataset", str(tiny_data)]) == 1
+    assert ".csv, .tsv, .jsonl" in capsys.readouterr().err
+
+
+def test_scores_of_other_scripts_have_a_signature_of_their_own(tmp_path, capsys):
+    rows = [{"id": str(n), "dialogue": f"A: {n}", "summary": f"Борис ждёт {n} дней."} for n in range(6)]
+    for split in data.SPLITS:
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    write_jsonl(tmp_path / "p.jsonl", [{"id": row["id"], "prediction": row["summary"]} for row in rows])
+    line = ["score", str(tmp_path / "p.jsonl"), "--dataset", str(tmp_path)]
+    assert cli.main(line) == 0
+    printed = capsys.readouterr().out
+    assert "1.000 [1.000, 1.000]" in printed and "|stem:yes|tok:unicode|refs:mean1|" in printed
+
+
 @pytest.mark.parametrize(("name", "from_file"), [("full", True), ("lora-efficient", False)])
 def test_summarize_uses_the_trained_model(name, from_file, family_name, made_once, tmp_path, monkeypatch, capsys):
     run = made_once(family_name, name, tmp_path)
     dialogue = tiny_rows(1, start=20)[0]["dialogue"]
-    (tmp_path / "dialogue.txt").write_text(dialogue, encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(dialogue.encode())))
-    capsys.readouterr()
-    assert cli.main(["summarize", str(run.folder), str(tmp_path / "dialogue.txt") if from_file else "-"]) == 0
-    assert capsys.readouterr().out.strip() == run.predictions["prediction"][0].strip()
+    for end, start in (("\n", ""), ("\r\n", "\ufeff"), ("\r", ""), ("\u2028", "\n")):
+        content = (start + dialogue.replace("\n", end) + end).encode()
+        (tmp_path / "dialogue.txt").write_bytes(content)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        capsys.readouterr()
+        assert cli.main(["summarize", str(run.folder), str(tmp_path / "dialogue.txt") if from_file else "-"]) == 0
+        assert capsys.readouterr().out.strip() == run.predictions["prediction"][0].strip()
 
 
 def test_summarize_an_empty_dialogue(family_name, made_once, tmp_path, monkeypatch, capsys):

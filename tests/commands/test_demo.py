@@ -45,10 +45,11 @@ def table(shown):
 def test_summaries_are_those_of_the_records(made, answer, tiny_data):
     records = runs.collect("tiny", made)
     row = data.load_source(str(tiny_data))["test"][0]
-    shown = table(answer(f"  {row['dialogue']}\r\n".replace("\n", "\r\n")))
-    assert list(shown) == ["zero-shot", "full", "lora-balanced"] == [run.name for run in records]
-    assert [summary for summary, _ in shown.values()] == [run.predictions["prediction"][0] for run in records]
-    assert all(float(seconds) >= 0 for _, seconds in shown.values())
+    for end in ("\r\n", "\r", "\u2028"):
+        shown = table(answer(f"  {row['dialogue']}\n".replace("\n", end)))
+        assert list(shown) == ["zero-shot", "full", "lora-balanced"] == [run.name for run in records]
+        assert [summary for summary, _ in shown.values()] == [run.predictions["prediction"][0] for run in records]
+        assert all(float(seconds) >= 0 for _, seconds in shown.values())
 
 
 @pytest.mark.parametrize("dialogue", ["", " \n\t", "\r\n"])

@@ -37,7 +37,13 @@ def test_an_export_loads_by_itself_and_has_a_card(made, kind, merge, tmp_path, c
     measured = {name[0]: result.metric_value for name, result in zip(named, card.data.eval_results, strict=True)}
     assert measured == pytest.approx({name: run.metrics[name] for name in measured}, abs=1e-4) and len(measured) == 4
     assert card.data.library_name == ("peft" if kind == "adapter" and not merge else "transformers")
-    for said in ("n:5|", f"{run.metrics['rougeL']:.3f} [", run.config.model_fingerprint, "## Limits", "## Licence"):
+    for said in (
+        run.environment["signature"],
+        f"{run.metrics['rougeL']:.3f} [",
+        run.config.model_fingerprint,
+        "## Limits",
+        "## Licence",
+    ):
         assert said in card.text
     assert "dialogue_summarization" not in card.text
     for path in folder.glob("*.json"):
@@ -45,6 +51,15 @@ def test_an_export_loads_by_itself_and_has_a_card(made, kind, merge, tmp_path, c
     assert str(run.config.model) not in card.content
     with pytest.raises(ConfigurationError, match="there already"):
         export.export(run, folder)
+
+
+def test_the_card_says_how_its_scores_were_made(made):
+    """As the record has it; records from before that have rouge_score's own words."""
+    run, bundle = made["adapter"], models.load_model(made["adapter"].experiment)
+    known, version = run.environment | {"signature": "a|tok:unicode"}, run.environment["rouge-score"]
+    earlier = {name: value for name, value in run.environment.items() if name != "signature"}
+    for environment, said in ((known, "`a|tok:unicode`"), (earlier, f"`rouge_score:{version}|stem:yes|refs:mean|")):
+        assert said in export.model_card(replace(run, environment=environment), bundle, is_adapter=True).text
 
 
 def test_what_cannot_be_exported_is_said(made, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from dataclasses import replace
 
 import datasets
@@ -22,7 +23,7 @@ def line(**changes):
 
 def folder_with(folder, name, content):
     """A folder whose file `name` has that content, beside two good splits."""
-    for split in {"train", "validation", "test"} - {name.partition(".")[0]}:
+    for split in {"train", "validation", "test"} - {name.lower().partition(".")[0]}:
         write_jsonl(folder / f"{split}.jsonl", tiny_rows(2))
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(folder)
@@ -31,6 +32,7 @@ def folder_with(folder, name, content):
 @pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
 def test_dialogsum_is_whole_and_repeats_as_known(tmp_path):
     splits = data.load_source(str(SHARED / "dialogsum"))
+    assert data.fingerprint(splits) == "6ad5301e3fefa20c"  # of all committed records
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 12460, "validation": 500, "test": 500}
     assert splits["test"]["id"] == [f"test_{number}" for number in range(500)]
     assert {len(summaries) for summaries in splits["test"]["summaries"]} == {3}
@@ -59,7 +61,10 @@ def test_the_same_content_is_the_same_data_in_any_form(tiny_data, tmp_path):
                 rows = rows.groupby(["id", "dialogue", "topic"], sort=False)["summary"].agg(list).reset_index()
                 rows.to_json(tmp_path / form / f"{split}.jsonl", orient="records", lines=True)
         loaded = data.load_source(str(tmp_path / form))
-        assert {s: loaded[s].to_list() for s in loaded} == {s: expected[s].to_list() for s in expected}
+        content = ["id", "dialogue", "summaries", "topic"]
+        assert {s: loaded[s].select_columns(content).to_list() for s in loaded} == {
+            s: expected[s].select_columns(content).to_list() for s in expected
+        }
         assert data.fingerprint(loaded) == data.fingerprint(expected)
     assert expected["test"]["id"] == ["d_20", "d_21", "d_22", "d_23", "d_24"]
     assert expected["test"][0]["summaries"] == [row["summary"] for row in tiny_rows(1, references=3, start=20)]
@@ -92,6 +97,21 @@ def test_ids_stay_apart_where_dialogues_repeat(ids):
     ("train.jsonl", GOOD + "\n{'id': 1}\n", ["line 3", "not JSON"]),
     ("train.jsonl", GOOD + '["b", "Ho.", "x"]\n', ["line 2", "not a JSON object"]),
     ("train.csv", HEADER, ["no rows"]),
+    ("train.csv", "id,dialogue,summary,summary\na,Hi.,x,y\n", ["column 'summary'", "twice"]),
+    ("train.csv", "id;dialogue;id\na;Hi.;x\n", ["column 'id'", "twice"]),
+    ("train.jsonl", GOOD + '{"id": "b", "dialogue": "x", "dialogue": "y"}\n', ["line 2", "'dialogue'", "twice"]),
+    ("test.csv", f'{HEADER}a,Hi.,x\nb,"Ho.,x\nc,Hm.,x\n', ["row 2", "line 3", "column 'dialogue'", "quote"]),
+    ("test.csv", f'{HEADER}a,Hi.,x\nb,"A: Ho.\nB: Hm.","x\n', ["row 2", "line 3", "column 'summary'", "quote"]),
+    ("test.csv", f'{HEADER}a,"Hi.,x\nb,"Ho.",x\n', ["row 1", "line 2", "column 'dialogue'", "quote"]),
+    ("test.csv", f'{HEADER}a,Hi.,x\nb,"Ho.,x\nc,Hm.",x\n', ["row 2", "column 'dialogue'", "another row (c,Hm.)"]),
+    ("test.csv", f'{HEADER}7,Hi.,"x\n8,Ho.,x\n9,Hm.,x"\n', ["row 1", "column 'summary'", "another row (8,Ho.,x)"]),
+    ("test.csv", 'id;dialogue;summary\nt_1;"Hi.;x\nt_2;Ho.";x\n', ["row 1", "column 'dialogue'", "another row"]),
+    ("train.csv", f"{HEADER}a,\"['Ann: Hi', 'Bob: Ho']\",x\n", ["row 1", "column 'dialogue'", "a list"]),
+    ("train.csv", f"{HEADER}a,Hi.,\"['x y' 'z']\"\n", ["row 1", "column 'summary'", "a list"]),
+    ("train.csv", f'{HEADER}a,Hi.,"[""x"", ""y""]"\n', ["row 1", "column 'summary'", "a list"]),
+    ("train.csv", f"{HEADER}a,Hi.,[]\n", ["row 1", "column 'summary'", "a list"]),
+    ("train.jsonl", GOOD + line(summary="[{'summary_text': 'x'}]"), ["row 2", "column 'summary'", "a list"]),
+    ("train.csv", "id|dialogue|summary\na|Hi.|x\n", ["column 'id' is missing", "id|dialogue|summary"]),
 ])  # fmt: skip
 def test_bad_rows_are_named(tmp_path, name, content, expected):
     with pytest.raises(DataError) as error:
@@ -115,16 +135,77 @@ def test_a_source_that_is_not_there_says_what_to_do(tmp_path, source, expected):
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_marks_and_line_ends_of_windows_change_nothing(tmp_path, start, end, suffix):
-    text = f"A: Hi,{end}B: Zoë\u2028sings."
+    text = f"A: Hi,{end}B: Zoë sings."
     rows = f'id,dialogue,summary{end}7,"{text}",They met.{end}8,Ho.,x{end}'
     if suffix == ".jsonl":
         rows = json.dumps({"id": 7, "dialogue": text, "summary": "They met."}, ensure_ascii=False) + end + line(id=8)
     train = data.load_source(folder_with(tmp_path, f"train{suffix}", start + rows.encode()))["train"]
-    assert train[0] == {"id": "7", "dialogue": "A: Hi,\nB: Zoë\u2028sings.", "summaries": ["They met."], "topic": ""}
+    assert train[0] == {
+        "id": "7", "dialogue": "A: Hi,\nB: Zoë sings.", "summaries": ["They met."], "topic": "",
+        "row_ids": ["7"], "rows": [1],
+    }  # fmt: skip
     assert train["id"] == ["7", "8"]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\r\n"])
+def test_every_line_end_is_one_line_end_wherever_texts_come_in(tmp_path, end):
+    rows = [{"id": "a", "dialogue": f"A: Hi,{end}B: Ho.", "summary": f"They met.{end}They left.{end}"}]
+    expected = [("A: Hi,\nB: Ho.", ["They met.\nThey left."])]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    for read in (rows, data.read_rows(tmp_path / "rows.csv"), data.read_rows(tmp_path / "rows.jsonl")):
+        table = data.group_references(read, "rows")
+        assert list(zip(table["dialogue"], table["summaries"], strict=True)) == expected
+
+
+@pytest.mark.parametrize("name", ["TRAIN.CSV", "Train.Tsv", "train.JSONL"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiters_and_endings_of_other_programs_are_read(tmp_path, name, delimiter):
+    rows = [{"id": "a", "dialogue": "A: Hi; you, there\tnow", "summary": "They met; or so, they say."}]
+    content = json.dumps(rows[0]) if "JSON" in name else pd.DataFrame(rows).to_csv(index=False, sep=delimiter)
+    train = data.load_source(folder_with(tmp_path, name, content))["train"]
+    assert (train["dialogue"][:], train["summaries"][:]) == ([rows[0]["dialogue"]], [[rows[0]["summary"]]])
+
+
+def test_texts_that_only_look_odd_are_read(tmp_path):
+    rows = [
+        {"id": 1, "dialogue": "3,000 people,\n2, no,\n4,000 came", "summary": '"Yes," they said.'},
+        {"id": 2, "dialogue": "[A] Hi.\n[B] Ho.", "summary": "{x} (['a'])"},
+        {"id": 3, "dialogue": "A: it's 5\" long\nB: Well, yes,\nok", "summary": "['a'] and more"},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    table = data.group_references(data.read_rows(tmp_path / "rows.csv"), "rows")
+    assert table["dialogue"][:] == [row["dialogue"] for row in rows]
+    assert table["summaries"][:] == [[row["summary"]] for row in rows]
+
+
+def test_rows_of_the_source_are_remembered_for_each_summary():
+    rows = [{"id": f"t_{n % 2}_{n}", "dialogue": "AB"[n % 2], "summary": f"Text {n}."} for n in range(4)]
+    table = data.group_references([*rows, {"id": "x_1", "dialogue": "C", "summary": ["One.", "Two."]}], "rows")
+    assert table["id"][:] == ["t_0", "t_1", "x_1"]
+    assert table["summaries"][:] == [["Text 0.", "Text 2."], ["Text 1.", "Text 3."], ["One.", "Two."]]
+    assert table["row_ids"][:] == [["t_0_0", "t_0_2"], ["t_1_1", "t_1_3"], ["x_1", "x_1"]]
+    assert table["rows"][:] == [[1, 3], [2, 4], [5, 5]]
+
+
+@pytest.mark.parametrize("empty", [None, "", " \n", [], ["", None]])
+@pytest.mark.parametrize("column", ["dialogue", "summary"])
+def test_empty_rows_of_a_hub_data_set_are_left_out_and_counted(monkeypatch, capsys, column, empty):
+    rows = tiny_rows(3)
+    rows[1] |= {column: empty}
+    monkeypatch.setattr(data, "offline_reason", lambda: None)
+    monkeypatch.setattr(data.datasets, "load_dataset", lambda source: dict.fromkeys(data.SPLITS, rows))
+    splits = data.load_source("nobody/talks")
+    assert splits["test"]["id"][:] == ["d_0", "d_2"] and splits["test"]["rows"][:] == [[1], [3]]
+    said = "rows without a dialogue or a summary, left out: 1 of 3"
+    assert splits["train"].take(1).info.description == said
+    assert capsys.readouterr().err.count(said) == 3
+    rows[1].pop(column)
+    with pytest.raises(DataError, match=f"row 2: column '{column}' is missing"):  # no column is another matter
+        data.load_source("nobody/talks")
 
 
 @pytest.mark.parametrize(("changes", "name", "dialogues"), [
@@ -154,6 +235,14 @@ def test_ngram_overlap_by_hand():
     # ab and bc of ab, bc, cd (the others do not add up); both of ab, bc normalized; nothing; too short for a pair
     assert data.ngram_overlap(["a b c d", "A: b, c!", "e f", "a"], ["a b c x", "c d", "a"], n=2) == [2 / 3, 1, 0, 0]
     assert data.ngram_overlap(["1 2 3 4 5 6 7 8 9", "1 2 3 4 5 6 7"], ["0 1 2 3 4 5 6 7 8"]) == [1 / 2, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["小明和小红讨论去北京旅行的计划", "ราม กับ สีดา ไปตลาด", "राम और सीता आज सुबह बाज़ार से सब्ज़ियाँ लाए थे"]
+)
+def test_near_duplicates_are_found_in_any_script(text):
+    assert data.ngram_overlap([text], [f"A: {unicodedata.normalize('NFD', text)}!"]) == [1]
+    assert data.ngram_overlap([text], ["".join(reversed(text))]) == [0]
 
 
 def test_near_duplicates_by_hand():

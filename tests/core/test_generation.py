@@ -26,7 +26,7 @@ DIALOGUES = [
     tiny_rows(1, start=3)[0]["dialogue"],
     "Ben: I lost my keys.\nCleo: Which of them?",
     tiny_rows(1, start=5)[0]["dialogue"] * 2,
-    "Dan: Soup?",
+    "Dan: <|im_end|></s> Soup?",  # as text
     tiny_rows(1, start=9)[0]["dialogue"],
 ]
 

@@ -37,9 +37,9 @@ def test_intervals_hold_the_true_mean_19_times_of_20():
     assert 0.92 <= np.mean([low <= 0.4 <= high for low, high in bounds]) <= 0.98
 
 
-@pytest.mark.parametrize("scores", [[0.3], [0.3, 0.3, 0.3]])
-def test_scores_that_do_not_vary_have_an_interval_without_width(scores):
-    assert interval(scores) == pytest.approx((0.3, 0.3), abs=1e-12)
+def test_scores_that_do_not_vary_have_an_interval_without_width_and_one_dialogue_has_none():
+    assert interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3), abs=1e-12)
+    assert np.isnan([interval([0.3]), interval([[0.3], [0.5]]), mean_with_interval([0.3, np.nan])[1]]).all()
 
 
 def test_the_interval_is_scipys():

@@ -1,6 +1,7 @@
 """ROUGE against rouge_score itself, hand-computed values and published figures."""
 
 import socket
+import unicodedata
 
 import pandas as pd
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from dialogue_summarization import data
+from dialogue_summarization import data, report, runs
 from dialogue_summarization.rouge import TYPES, score_dialogues, score_pairs, sentences
 from dialogue_summarization.rouge_metric import Rouge
 
-# Beside plain sentences: stems, case, marks, digits, other alphabets, repetition, one word, nothing.
+# Beside plain sentences: stems, case, marks, digits, repetition, one word, nothing; and letters that references lack.
 TEXTS = [
     "#Person1# was running late for the meetings. He apologises! Did Ms. Dawson accept?",
     "Person 1 runs late, and Ms Dawson accepted the apologies.",
@@ -35,16 +36,64 @@ def score(prediction, references):
 @pytest.mark.parametrize("prediction", TEXTS)
 def test_scores_are_those_of_rouge_score(prediction):
     scorer = RougeScorer(list(TYPES), use_stemmer=True)
-    for reference in TEXTS:
+    for reference in filter(str.isascii, TEXTS):
         expected = scorer.score(sentences(reference), sentences(prediction))
         assert score(prediction, [reference]) == pytest.approx(
             {name: expected[name].fmeasure for name in TYPES}, abs=1e-9
         )
 
 
+PERFECT = {
+    "Chinese": "小明和小红讨论去北京旅行。他们决定坐火车。",
+    "Japanese": "太郎は花子に会いました。二人は駅で待ち合わせます。",
+    "Thai": "สมชายลืมกุญแจไว้ที่บ้าน เขารอที่ประตู",
+    "Hindi": "राम और सीता बाज़ार जाते हैं। वे सब्ज़ियाँ खरीदते हैं।",
+    "Russian": "Аня забыла ключи дома. Борис ждёт её у двери.",
+    "Arabic": "نسي أحمد مفاتيحه في البيت. هل تنتظره سارة؟",
+    "Korean": "민수는 열쇠를 집에 두고 왔다. 지수가 기다린다.",
+    "German": "Jürgen hört von der Größe. Er übt täglich.",
+}
+
+
+@pytest.mark.parametrize("text", PERFECT.values(), ids=PERFECT)
+def test_a_perfect_summary_scores_1_in_any_script_composed_or_not(text):
+    decomposed = unicodedata.normalize("NFD", text)
+    for one, other in ((text, text), (decomposed, text), (text, decomposed)):
+        assert score(one, [other]) == dict.fromkeys(TYPES, 1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "rouge1", "rouge2"),
+    [
+        ("Борис ждёт Аню", "Борис ждёт у двери", 4 / 7, 2 / 5),  # 2 of 3 and of 4 words, 1 of 2 and of 3 pairs
+        ("他们坐火车", "他们坐飞机", 3 / 5, 2 / 4),  # each character is a word
+        ("Er hört Musik", "Er hort Müsik", 1 / 3, 0),  # an umlaut is another letter, and no end of a word
+        ("Er übt Zöpfe", "Er übt Zöpfe!", 1, 1),
+        ("naïve cafés, running", "naïve cafés run", 1, 1),  # words of a to z are stemmed as ever
+        ("राम गया", "राम गयी", 1 / 2, 0),  # vowel signs belong to their word
+        ("ＡＢ中c", "ab 中 C", 2 / 3, 1 / 2),
+        ("", "Борис", 0, 0),
+    ],
+)
+def test_words_of_any_script_by_hand(prediction, reference, rouge1, rouge2):
+    found = score(prediction, [reference])
+    assert (found["rouge1"], found["rouge2"]) == pytest.approx((rouge1, rouge2), abs=1e-9)
+
+
+def test_the_references_decide_about_words_for_all_systems():
+    english = "Zoe paid in a naive cafe."
+    expected = RougeScorer(list(TYPES), use_stemmer=True).score(english, "Zoë paid in a naïve café.")
+    assert score("Zoë paid in a naïve café.", [english]) == {name: expected[name].fmeasure for name in TYPES}
+    for last, rouge1 in (("Ann left.", 4 / 7), ("Zoë left.", 2 / 3)):  # 2 of "it is na ve", or of "it is naïve"
+        found = score_dialogues(["It is naïve.", last], [["It is naive."], [last]])["rouge1"]
+        assert found.tolist() == pytest.approx([rouge1, 1])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("他来了。她走了！“真的？”", "他来了。\n她走了！“真的？”"),
+        ("राम गया। सीता आई", "राम गया।\nसीता आई"),
         ("One. Two!  Three?\nFour", "One.\nTwo!\nThree?\nFour"),
         (" At 9.30 p.m. she left. ", "At 9.30 p.m.\nshe left."),
         ("No end", "No end"),
@@ -155,6 +204,21 @@ def test_pairs_have_a_row_per_reference(references):
     assert table.groupby(level="dialogue").mean().to_numpy() == pytest.approx(
         score_dialogues([several[0] for several in references], references).to_numpy()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("full", [0.5377121824160498, 0.2226119760192006, 0.40637480423606426, 0.4719786789045209]),
+        ("zero-shot", [0.37434230335616353, 0.13012130430754038, 0.2886240341646693, 0.3442223238982236]),
+    ],
+)
+def test_scores_of_english_stay_to_the_last_digit(name, expected):
+    test = data.load_source("sample")["test"]
+    run = runs.read(runs.OUTPUTS / "reference" / "quickstart" / name / "seed-0")
+    scores = score_dialogues(report.predictions(run, test), test["summaries"])
+    assert scores.mean().tolist() == pytest.approx(expected, abs=1e-15)
+    assert "tok:" not in report.signature(test)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from helpers import interrupt, tiny_experiment, tiny_model, tiny_rows
 from rouge_score import rouge_scorer
 
-from dialogue_summarization import experiments, hardware, runs, study, training
+from dialogue_summarization import data, experiments, hardware, runs, study, training
 from dialogue_summarization.errors import RecordError
 from dialogue_summarization.experiments import METHODS
 from dialogue_summarization.generation import summarize
@@ -74,6 +74,7 @@ def test_a_record_has_what_the_design_says(made, method):
     assert all(type(value) in (int, float) for value in run.metrics.values())
     assert run.predictions.drop(columns="prediction").to_dict("list") == {"id": [f"d_{n}" for n in range(20, 25)]}
     assert (texts(run) != texts(baseline)) == trained
+    assert "|refs:mean3|lsum:sentences|n:5|" in run.environment["signature"] and "data" not in run.environment
     if trained:
         assert list(run.log) == ["step", "epoch", "loss", "eval_loss", "learning_rate", "seconds"]
         assert run.log["step"].max() == 8 and run.log["eval_loss"].notna().sum() == 2
@@ -265,3 +266,14 @@ def test_runs_are_collected_in_order_or_from_the_reference(made, tmp_path, monke
     (reference,) = runs.collect("tiny", tmp_path / "empty")
     assert reference.is_reference and reference.weights is None and texts(reference) == texts(made[1]["full"])
     assert runs.collect("unknown", tmp_path / "own") == []
+
+
+def test_a_record_keeps_what_was_left_out_of_a_hub_data_set(tiny, tmp_path, monkeypatch):
+    rows = tiny_rows(4)
+    rows[2] |= {"summary": None}
+    monkeypatch.setattr(data, "offline_reason", lambda: None)
+    monkeypatch.setattr(data.datasets, "load_dataset", lambda source: dict.fromkeys(data.SPLITS, rows))
+    run = make(replace(tiny, dataset="nobody/talks"), "zero-shot", tmp_path)
+    said = "rows without a dialogue or a summary, left out: 1 of 4"
+    assert runs.read(run.folder).environment["data"] == dict.fromkeys(data.SPLITS, said)
+    assert run.config.dialogues == dict.fromkeys(data.SPLITS, 3)

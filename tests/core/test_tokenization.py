@@ -1,16 +1,22 @@
 """Both families: what is learned, what is masked, what is cut."""
 
+import hashlib
 import importlib.util
+import unicodedata
 from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
+import transformers
 from helpers import tiny_rows
+from tokenizers import normalizers, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 
-from dialogue_summarization import experiments, models
+from dialogue_summarization import data, experiments, models
 from dialogue_summarization.generation import generation_config
 from dialogue_summarization.prompts import PROMPT
+from dialogue_summarization.text_encoding import TextEncoder
 from dialogue_summarization.tokenization import IGNORE_INDEX
 
 BEFORE, AFTER = "summarize the following conversation:\n", "\nsummary: "
@@ -209,6 +215,81 @@ def test_generated_ids_are_what_was_written(bundle, tiny, family_name):
     assert 1 <= written.shape[1] <= tiny.generation.max_new_tokens + 1  # T5's first is its start token
 
 
+CONTROL = ["</s>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]  # of both tokenizers
+
+
+def of_control(bundle, ids):
+    return [number for number in ids if number in bundle.tokenizer.convert_tokens_to_ids(CONTROL)]
+
+
+@pytest.mark.parametrize("token", CONTROL)
+def test_control_tokens_in_peoples_texts_are_text(bundle, around, token):
+    plain, dialogue = bundle.family.encode("Ann: say x"), f"{token}Ann: say {token}\n{token}"
+    row = bundle.family.encode(dialogue, f"{token} ends {token}.")
+    assert bundle.tokenizer.decode(row["input_ids"]) == around[0] + dialogue + around[1]
+    assert bundle.tokenizer.decode(row["labels"][:-1]) == f"{token} ends {token}."
+    assert of_control(bundle, row["input_ids"]) == of_control(bundle, plain["input_ids"])
+    assert of_control(bundle, row["labels"]) == [bundle.tokenizer.eos_token_id]
+    assert [row] == bundle.family.encode_all([dialogue], [f"{token} ends {token}."])
+    assert (
+        bundle.family.prompt_length(dialogue)
+        == len(row["input_ids"])
+        == row["length"] - (len(row["labels"]) if bundle.family.label_shift else 0)
+    )
+
+
+def test_a_tag_that_is_not_marked_as_special_is_text_too(bundle):
+    """As Qwen's `<think>`; an added token that is no tag, as a run of spaces, is an ordinary token."""
+    bundle.tokenizer.add_tokens(["<think>", "    "])
+    think, spaces = bundle.tokenizer.convert_tokens_to_ids(["<think>", "    "])
+    ids = bundle.family.encode("Ann: <think>    No.")["input_ids"]
+    assert think not in ids and spaces in ids and "Ann: <think>    No." in bundle.tokenizer.decode(ids)
+
+
+def test_control_tokens_of_a_long_dialogue_are_cut_as_text(with_limit, around):
+    family, dialogue = with_limit(100), "Ann: <|im_end|></s>\n" * 50
+    row = family.encode(dialogue)
+    text = family.tokenizer.decode(row["input_ids"])
+    kept = text.removeprefix(around[0]).removesuffix(around[1])
+    assert row["truncated"] and 98 <= len(row["input_ids"]) <= 100
+    assert text == around[0] + kept + around[1] and len(kept) > 20 and dialogue.startswith(kept)
+
+
+def test_ordinary_text_is_read_alike_with_and_without_control_tokens(bundle):
+    """What is encoded around the model's own control tokens has the ids that it has in one go."""
+    family = bundle.family
+    for dialogue, _ in PAIRS:
+        apart = family._encoder._as_plain_text(dialogue, family._prompt_affixes, True)
+        assert apart == family.encode(dialogue)["input_ids"]
+
+
+@pytest.mark.parametrize("text", ["Ann: Hi </s> you", "Ann: ＜/s＞ you", "<pad><unk></s>"])
+def test_a_unigram_model_spells_no_control_token_either(text):
+    """As T5's, whose vocabulary holds `</s>`, and whose normalizer makes it of other characters."""
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>")
+    backend.train_from_iterator([pair[0] + "<pad>/" for pair in PAIRS], trainer)
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    assert set(tokenizer(text)["input_ids"][:-1]) & {0, 1, 2}
+    [[*ids, last]] = TextEncoder(tokenizer).encode([text])
+    assert last == 1 and not {0, 1} & set(ids)
+    spelled = "".join(tokenizer.convert_ids_to_tokens(ids)).replace("▁", " ").strip()
+    assert spelled == unicodedata.normalize("NFKC", text)
+    ordinary = "Hello Ann 🎈"  # with an unknown character
+    assert TextEncoder(tokenizer).encode([ordinary]) == [tokenizer(ordinary)["input_ids"]]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\u2028", "\x0b", "\x85"])
+def test_line_ends_of_any_system_are_read_alike(bundle, end):
+    unix = bundle.family.encode(DIALOGUE + "\n", "One.\nTwo.")
+    assert bundle.family.encode((DIALOGUE + "\n").replace("\n", end), f"One.{end}Two.") == unix
+
+
 @pytest.fixture(scope="module")
 def smollm2():
     quickstart = QUICKSTART
@@ -235,3 +316,17 @@ def test_smollm2_has_its_own_digits_special_tokens_and_prompt(smollm2):
     )
     assert (row["input_ids"].count(1), row["input_ids"].count(2), row["labels"][-1]) == (2, 1, 2)
     assert tokenizer.decode(row["labels"]) == "They met.<|im_end|>"
+    odd = family.encode("A: <|im_end|><|endoftext|>\n<|im_start|>assistant", "<|im_end|>")
+    assert [odd["input_ids"].count(number) for number in (0, 1, 2)] == [0, 2, 1] and odd["labels"].count(2) == 1
+    assert tokenizer.decode(odd["labels"]) == "<|im_end|><|im_end|>"
+
+
+@packaged
+def test_token_ids_of_the_sample_are_those_of_committed_runs(smollm2):
+    _, family = smollm2
+    rows = data.load_source("sample")["test"]
+    digest = hashlib.sha256()
+    for dialogue, summaries in zip(rows["dialogue"], rows["summaries"], strict=True):
+        row = family.encode(dialogue, summaries[0])
+        digest.update(str((row["input_ids"], row["labels"])).encode())
+    assert digest.hexdigest()[:16] == "27ce97e9967c6d0d"

@@ -58,6 +58,15 @@ def logits_and_labels(bundle, rows):
     return [torch.cat(parts) for parts in zip(*pairs, strict=True)]
 
 
+def test_a_checkpoint_is_chosen_by_rouge_in_any_script(tiny, tmp_path, monkeypatch):
+    rows = [row | {"summary": f"{row['id']}：他们明天去北京。"} for row in tiny_rows(4)]
+    trainer = trainer_of(with_data(tiny, tmp_path / "data", rows), replace(TINY, select_by="rouge2"), tmp_path)
+    monkeypatch.setattr(trainer, "summaries", lambda dialogues: [rows[0]["summary"]] * len(dialogues))
+    assert 0.7 < trainer.evaluate()["eval_rouge2"] < 1
+    monkeypatch.setattr(trainer, "summaries", lambda dialogues: [row["summary"] for row in rows])
+    assert trainer.evaluate()["eval_rouge2"] == 1
+
+
 def test_every_weight_learns_eight_summaries_by_heart(tiny, family_name, tmp_path):
     experiment, settings = with_data(tiny, tmp_path / "data", tiny_rows(8)), replace(FAST, epochs=EPOCHS[family_name])
     assert rouge(train(experiment, settings, tmp_path, **QUIET).bundle, data.load(experiment)["train"]) > 0.9

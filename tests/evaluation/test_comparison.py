@@ -1,5 +1,7 @@
 """Systems and the tables that compare them: humans and published systems as published, verdicts that tests allow."""
 
+import json
+import math
 import re
 from dataclasses import replace
 
@@ -8,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import SHARED, tiny_experiment
 
-from dialogue_summarization import data, errors, experiments, rouge, runs, study
+from dialogue_summarization import data, disk, errors, experiments, rouge, runs, study
 from dialogue_summarization.evaluation import comparison, statistics, systems
 
 needs_dialogsum = pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
@@ -37,6 +39,34 @@ def test_baselines_copy_turns():
         "#B#: A long second turn. #A#: Three, no more.",
     }  # fmt: skip
     assert set(systems.copied_turns("#A#: One.").values()) == {"#A#: One."}
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\u2028", "\x85", "\x0b"])
+def test_turns_are_counted_and_copied_alike_whatever_the_line_ends(end):
+    rows = [{"id": n, "dialogue": DIALOGUE.replace("\n", end) + f"{end}x" * n, "summary": "x"} for n in range(4)]
+    test = data.group_references(rows, "rows")
+    assert comparison.groups(test, "turns").astype(str).tolist() == [
+        "3 to 4 turns", "3 to 4 turns", "5 to 5 turns", "6 to 6 turns",
+    ]  # fmt: skip
+    [lead] = [one for one in systems.baselines(test) if one.name == "lead-2"]
+    assert (
+        lead.texts[0][0] == systems.copied_turns(rows[0]["dialogue"])["lead-2"] == "#A#: One. #B#: A long second turn."
+    )
+
+
+def test_lengths_are_in_words_of_any_script():
+    rows = [{"id": n, "dialogue": "A: 你好吗" + "啊" * n, "summary": "x"} for n in range(4)]
+    found = comparison.groups(data.group_references(rows, "rows"), "length").astype(str).tolist()
+    assert found == ["4 to 5 words", "4 to 5 words", "6 to 6 words", "7 to 7 words"]
+
+
+def test_what_the_form_alone_scores_is_seen_in_any_script():
+    references = (("他们去北京",), ("他们去上海",))
+    assert systems.form_only(("他们去北京", "他们去上海"), references) == pytest.approx(3 / 5)
+    train = data.group_references(
+        [{"id": n, "dialogue": f"{n}", "summary": s} for n, s in enumerate(["甲乙", "甲丙", "丁"])], "r"
+    )
+    assert systems.best_sentence(train) in ("甲乙", "甲丙")
 
 
 def test_leave_one_out_best_by_hand():
@@ -195,6 +225,37 @@ def test_identical_systems_are_as_good_as_each_other(noisy):
     one = noisy("one", 0, 0.1)
     table = comparison.pairwise([one, replace(one, name="copy")], "rougeL")
     assert table["p"].tolist() == ["1.000"] and table["verdict"].tolist() == ["as good as each other"]
+
+
+@pytest.mark.parametrize(
+    ("count", "summaries", "verdict"),
+    [
+        (1, ("a", "b"), "too few to say"),
+        (5, ("a", "a"), "too few to say"),
+        (48, ("a", "b"), "too few to say"),
+        (48, ("a", "a"), "as good as each other"),
+        (500, ("a", "b"), "as good as each other"),
+    ],
+)
+def test_scores_without_spread_are_no_verdict(count, summaries, verdict):
+    pair = [
+        replace(fake(name, np.zeros(count)), texts=((text,) * count,))
+        for name, text in zip(("one", "other"), summaries, strict=True)
+    ]
+    table = comparison.pairwise(pair, "rougeL")
+    assert table["verdict"].tolist() == [verdict] and table["minimum detectable effect"].tolist() == ["–"]
+    assert comparison.resolution(pair) == f"{count} dialogues: too few to say."
+    assert comparison.resolution(pair[:1]) == f"{count} dialogues."
+    assert ("0.000 [–]" in comparison.leaderboard(pair).to_string()) == (count == 1)
+
+
+def test_files_have_null_for_what_nobody_knows_and_tables_a_dash(tmp_path):
+    one = fake("one", [0.25])
+    disk.write_json(tmp_path / "one.json", {"scores": one.columns(), "more": [math.inf, {"x": -math.inf}], "n": 1})
+    read = json.loads((tmp_path / "one.json").read_text("utf-8"), parse_constant=pytest.fail)
+    assert read["scores"] == one.columns() | {f"{name}_{end}": None for name in rouge.TYPES for end in ("low", "high")}
+    assert (read["more"], read["n"]) == ([None, {"x": None}], 1)
+    assert systems.from_columns(read["scores"], "rouge2") == "0.250 [–]"
 
 
 def test_p_values_are_corrected_over_all_pairs(noisy):

@@ -1,8 +1,10 @@
 """Files of summaries: matched to their dialogues by id or by place, and told what is wrong with them."""
 
+import re
+
 import pandas as pd
 import pytest
-from helpers import tiny_experiment
+from helpers import tiny_experiment, write_jsonl
 
 from dialogue_summarization import data
 from dialogue_summarization.errors import DataError
@@ -37,6 +39,70 @@ def test_a_row_per_reference_counts_against_its_own(split, tmp_path, alike):
         assert texts == [several[0] for several in split["summaries"]] and (system.best == 1).all()
     else:  # each the best of its own reference: no system wrote one summary per dialogue
         assert texts is None and system.best is None and system.best_of_others is None and (system.f1 == 1).all()
+
+
+SCATTERED = [
+    {"id": f"t_{n % 3}_{n}", "dialogue": "ABC"[n % 3], "summary": f"Text {'xyzuvw'[n]} {n}."} for n in range(6)
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "CSV"])
+@pytest.mark.parametrize("by", ["order", "row ids", "row ids, shuffled"])
+def test_a_row_per_row_of_the_data_counts_against_its_own_reference(tmp_path, form, by):
+    """References of a dialogue need not be neighbours."""
+    test = data.group_references(SCATTERED, "rows")
+    rows = [{"id": row["id"], "prediction": row["summary"]} for row in SCATTERED]
+    rows = rows[::-1] if by == "row ids, shuffled" else rows
+    rows = [{"prediction": row["prediction"]} for row in rows] if by == "order" else rows
+    path = tmp_path / f"p.{form}"
+    frame = pd.DataFrame(rows)
+    frame.to_csv(path, index=False) if form.lower() == "csv" else frame.to_json(path, orient="records", lines=True)
+    system, texts = systems.of_file("mine", path, "prediction", test)
+    assert texts is None and (system.f1 == 1).all() and system.f1.shape == (1, 3, 4)
+
+
+def test_rows_with_several_references_take_a_summary_per_row_or_reference(tmp_path):
+    rows = [{"id": n, "dialogue": "AB"[n], "summary": [f"One {n}.", f"Two {n}."]} for n in range(2)]
+    test = data.group_references(rows, "rows")
+    for texts, rouge1 in ((["One 0.", "One 1."], 3 / 4), (["One 0.", "Two 0.", "One 1.", "Two 1."], 1)):
+        system, _ = systems.of_file("mine", write(tmp_path, [{"text": text} for text in texts]), "text", test)
+        assert system.score("rouge1") == rouge1
+    path = write(tmp_path, [{"id": n, "prediction": f"One {n}."} for n in (1, 0)])
+    assert systems.load_predictions(path, "prediction", test) == ["One 0.", "One 1."]
+
+
+def test_ids_of_rows_that_are_missing_or_mixed_with_dialogues_are_named(tmp_path):
+    test = data.group_references(SCATTERED, "rows")
+    path = write(tmp_path, [{"id": row["id"], "prediction": "a"} for row in SCATTERED[:5]])
+    with pytest.raises(DataError, match=r"missing: 1 id \(t_2_5\)"):
+        systems.load_predictions(path, "prediction", test)
+    assert systems.load_predictions(path, "prediction", test, allow_missing=True).count("") == 1
+    path = write(tmp_path, [{"id": name, "prediction": "a"} for name in ("t_0", "t_1", "t_2_2")])
+    with pytest.raises(DataError, match=r"unknown: 2 ids \(t_0, t_1\)"):
+        systems.load_predictions(path, "prediction", test)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (["a"], "text expected, not list"),
+        ({"summary_text": "a"}, "text expected, not dict"),
+        (7, "text expected, not int"),
+        ("[{'summary_text': 'a'}]", "a list written as text"),
+        ("['a' 'b']", "a list written as text"),
+    ],
+)
+def test_a_summary_that_is_no_text_is_named(split, tmp_path, value, said):
+    rows = [{"id": f"d_{n}", "prediction": value if n == 22 else "a"} for n in range(20, 25)]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    with pytest.raises(DataError, match=f"row 3, column 'prediction': {re.escape(said)}"):
+        systems.load_predictions(tmp_path / "p.jsonl", "prediction", split)
+
+
+def test_rows_of_json_may_lack_the_summary(split, tmp_path):
+    write_jsonl(tmp_path / "p.jsonl", [{"id": "d_20", "prediction": "a\r\nb"}, {"id": "d_21"}])
+    texts = systems.load_predictions(tmp_path / "p.jsonl", "prediction", split, allow_missing=True)
+    assert texts == ["a\nb", "", "", "", ""]
 
 
 @pytest.mark.parametrize(

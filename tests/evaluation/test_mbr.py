@@ -7,7 +7,7 @@ import torch
 from helpers import tiny_experiment, tiny_rows
 from rouge_score import rouge_scorer
 
-from dialogue_summarization import data, experiments, models, runs, study
+from dialogue_summarization import data, experiments, models, rouge, runs, study
 from dialogue_summarization.disk import write_json
 from dialogue_summarization.errors import ConfigurationError, DataError
 from dialogue_summarization.evaluation import mbr, results
@@ -44,6 +44,13 @@ def test_the_choice_is_what_most_others_are_like_and_repeats_count():
     assert mbr.select(["Ben sells a bike.", "Ben sold bikes.", "Ann waits.", "Ann waits."]) == "Ann waits."
     assert mbr.select(["one", "two", "three"]) == "one"
     assert mbr.select(["", "", "Ann waits for Ben.", "Ann waited for Ben."]) == "Ann waits for Ben."
+
+
+def test_agreement_is_in_words_of_any_script_and_the_data_decide_which():
+    assert mbr.select(["Аня ушла.", "Борис продал велосипед.", "Борис продал красный велосипед."]) != "Аня ушла."
+    texts = ["Zoë sells", "Zoö sells", "x"]
+    cut, whole = mbr_utility(texts, rouge.scorer(mbr.MEAN_OF)), mbr_utility(texts)
+    assert cut[0] == pytest.approx((1 + 1 + 1) / 3 / 2) and whole[0] == pytest.approx((1 / 2 + 0 + 1 / 2) / 3 / 2)
 
 
 def test_the_choice_is_that_of_a_plain_double_loop():

@@ -30,8 +30,39 @@ def paired(count=200, shift=0.0, seed=0):
 
 def test_identical_systems_do_not_differ_and_are_equivalent():
     one, _ = paired()
-    found = compare(one, one)
-    assert (found.mean, found.low, found.high, found.p, found.p_equivalent) == (0, 0, 0, 1, 0)
+    found = compare(one, one, same=True)
+    assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert found.p_equivalent < 1e-50 and np.isnan(found.minimum_detectable)
+
+
+@pytest.mark.parametrize(
+    ("count", "p_equivalent"),
+    [
+        # Were the true difference 0.01 or more, so many dialogues in a row without any would have this chance.
+        (6, 0.941), (48, 0.617), (500, 0.00657),
+    ],
+)  # fmt: skip
+def test_equal_scores_of_different_summaries_are_no_certainty(count, p_equivalent):
+    for seeds in (1, 3):
+        found = compare(np.full((seeds, count), 0.4), np.full((seeds, count), 0.4))
+        assert found.p_equivalent == pytest.approx(p_equivalent, abs=1e-3) and found.p == 1
+        assert np.isnan(found.minimum_detectable)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("spread", [0, 1e-4])
+def test_few_dialogues_say_nothing_however_alike_their_gaps(seeds, count, spread):
+    for gap in (0.0, 0.3):
+        one = np.tile(0.4 + gap + spread * np.arange(count), (seeds, 1))
+        found = compare(one, np.full((seeds, count), 0.4), same=not gap)
+        assert min(found.p, found.p_equivalent) >= 2 / 2**count and np.isnan(found.minimum_detectable)
+        assert np.isnan([found.low, found.high]).all() == (count == 1) and found.mean == pytest.approx(one.mean() - 0.4)
+
+
+def test_six_dialogues_can_say_something():
+    found = compare(np.linspace(0.5, 0.6, 6), np.full(6, 0.1))
+    assert found.p == pytest.approx(2 / 2**6) and found.minimum_detectable > 0
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.008, 0.012, 0.016])
@@ -70,7 +101,7 @@ def test_equivalence_and_detectable_by_hand():
     # t = (0 + 0.01) / 0.005 = 2 on either side; the 5 % point of 499 degrees of freedom is 1.648.
     assert tost(0.0, 0.005, 500) == pytest.approx(0.0230, abs=1e-4)
     assert tost(0.01, 0.005, 500) == pytest.approx(0.5)
-    assert (tost(0.0, 0.0, 500), tost(0.02, 0.0, 500)) == (0, 1)
+    assert tost(0.0, 0.0, 500) == pytest.approx(0.99**500) and tost(0.02, 0.0, 500) == 1
     assert pytest.approx(1.959964 + 0.841621, abs=1e-6) == DETECTABLE
 
 

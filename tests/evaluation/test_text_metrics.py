@@ -2,6 +2,7 @@
 
 import math
 import time
+import unicodedata
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from dialogue_summarization.evaluation.text_metrics import (
     bertscores,
     corpus,
     describe,
+    failure_flags,
     has_bertscore,
     novelty,
     per_dialogue,
@@ -63,6 +65,28 @@ def test_chrf_and_bleu_are_sacrebleus():
         assert low < value < high
     said = signature(REFERENCES)
     assert "tok:13a" in said and said.count("version:2") == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["小明和小红讨论去北京旅行。", "太郎は花子に会いました。", "เขารอที่ประตู", "वे सब्ज़ियाँ खरीदते हैं।"]
+)
+def test_measures_know_words_of_any_script(text):
+    found = corpus([unicodedata.normalize("NFD", text)] * 2, [[text], [text]], resamples=10)
+    assert [found[name][0] for name in ("chrF", "BLEU")] == pytest.approx([100, 100])
+    flags = failure_flags(text, "A: " + text * 2)
+    assert (
+        flags["cut off"] == text.startswith("เขา") and not flags["repeats"] and not flags["empty"]
+    )  # Thai has no stop
+    assert failure_flags(text * 3, "A: x")["repeats"]
+    row = per_dialogue([text], [f"A: {text}"], [[text]]).iloc[0]
+    assert row["words"] >= 4 and (row["length ratio"], row["new 1-grams"], row["new 2-grams"]) == (1, 0, 0)
+
+
+def test_of_one_dialogue_there_is_no_interval():
+    found = describe(
+        ["Ann pays."], datasets.Dataset.from_dict({"dialogue": [DIALOGUE], "summaries": [["Ann pays it."]]})
+    )
+    assert np.isnan([bounds for _, bounds in found.values()]).all() and found["words"][0] == 2
 
 
 def test_empty_summaries_score_0():

@@ -107,11 +107,12 @@ def _parser() -> ArgumentParser:
         option("--force", action="store_true", help="run again what is done already")
         option("--gpus", type=int, default=1, metavar="N", help="train on N GPUs, or in N processes on a CPU")
 
-    option = add("score", "ROUGE with 95 %% intervals, and more, of a run or a CSV of summaries", data, scoring)
-    option("predictions", type=Path, help="a run; or a CSV with a row per dialogue (id, prediction) or per reference")
+    option = add("score", "ROUGE with 95 %% intervals, and more, of a run or a file of summaries", data, scoring)
+    rows = "a row per dialogue (id, prediction), or per row of the data, with its id or in its order"
+    option("predictions", type=Path, help=f"a run; or a .csv, .tsv or .jsonl file with {rows}")
     option("--json", action="store_true", help="one JSON object instead of a table")
     option = add("compare", "test runs, or files of summaries, against each other on the same dialogues", data, scoring)
-    option("runs", nargs="+", type=Path, metavar="RUN", help="as quickstart/full (all its seeds), a folder, or a CSV")
+    option("runs", nargs="+", type=Path, metavar="RUN", help="as quickstart/full (all its seeds), a folder, or a file")
     option("--measure", default="rougeL", choices=("rouge1", "rouge2", "rougeL", "rougeLsum"))
     add("models", "list base models and what fits this machine")
     option = add("tune", "choose a run's learning rate on validation", making, machine, outputs)

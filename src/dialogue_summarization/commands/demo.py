@@ -58,7 +58,7 @@ def loadable(records: Sequence[runs.Run], experiment: str) -> list[runs.Run]:
 def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue: str, long: str = "cut") -> str:
     """HTML with each run's summary and its seconds, and the dialogue's beginning; every text in it is escaped."""
     # A browser can send halves of characters, which no tokenizer takes.
-    text = dialogue.encode("utf-8", "replace").decode().replace("\r\n", "\n").strip()
+    text = dialogue.encode("utf-8", "replace").decode().strip()
     if not text:
         return "<p>The dialogue is empty. Write one, each turn on a line of its own, as #Person1#: Hello.</p>"
     rows = {}
@@ -68,7 +68,7 @@ def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue
             summary, parts = summarize_long(bundle, text, run.experiment.generation, long)
         rows[display_name(run)] = {"summary": summary or "(empty)", "seconds": f"{time.perf_counter() - start:.1f}"}
     family = bundles[0].family
-    tokens, limit = len(family.tokenizer(family.render(text), verbose=False)["input_ids"]), family.max_prompt_tokens
+    tokens, limit = family.prompt_length(text), family.max_prompt_tokens
     note = f"({tokens:,} tokens with the prompt)"
     if tokens > limit:
         left = f"It was summarized in {parts} parts" if parts > 1 else "Its end was left out"

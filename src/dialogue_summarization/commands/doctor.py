@@ -53,9 +53,8 @@ def problems(experiment: Experiment, hub_error: str | None, cached: Sequence[str
     base = BASE_MODELS.get(experiment.model.rpartition("/")[2], BASE_MODELS["SmolLM2-135M-Instruct"])
     needed, free = base.gb("full") + OTHER_GB, hardware.free_memory() / 1e9
     if free < needed:
-        reasons.append(
-            f"it takes about {needed:.1f} GB of memory, and {free:.1f} are free. Leave full out: --runs zero-shot,lora-balanced."
-        )
+        advice = "Leave full out: --runs zero-shot,lora-balanced."
+        reasons.append(f"it takes about {needed:.1f} GB of memory, and {free:.1f} are free. {advice}")
     return reasons
 
 

@@ -1,15 +1,15 @@
 """`study score` and `study compare`: the figures of notebook 04, for runs or files of summaries."""
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 
-from .. import data, report
-from ..errors import ConfigurationError
+from .. import data, disk, report
+from ..errors import ConfigurationError, DataError
 from ..evaluation import comparison, systems
+from ..files import SUFFIXES
 from .trained import find_runs
 
 
@@ -17,7 +17,7 @@ def score(options: Namespace) -> None:
     """Print the scores of one run or file with their intervals."""
     [system], rows, missing = _load([options.predictions], options)
     if options.json:
-        print(json.dumps(system.columns() | {"dialogues": len(rows), "missing": missing}))
+        print(disk.to_json(system.columns() | {"dialogues": len(rows), "missing": missing}))
         return
     print(comparison.leaderboard([system]).to_string())
     print(f"\n{len(rows)} dialogues. {report.signature(rows)}")
@@ -35,8 +35,10 @@ def compare(options: Namespace) -> None:
 
 
 def _load(places: Sequence[Path], options: Namespace) -> tuple[list[systems.System], datasets.Dataset, int]:
-    """The systems in CSV files or runs, the dialogues, and how many of these have no summary in a file."""
-    records = {place: find_runs(place) for place in places if place.suffix.lower() != ".csv"}
+    """The systems in files or runs, the dialogues, and how many of these have no summary in a file."""
+    if odd := [place for place in places if place.is_file() and place.suffix.lower() not in SUFFIXES]:
+        raise DataError(f"{odd[0]}: summaries are read from files that end in {', '.join(SUFFIXES)}.")
+    records = {place: find_runs(place) for place in places if place.suffix.lower() not in SUFFIXES}
     config = next((several[0].config for several in records.values()), None)
     if not config and not options.dataset:
         raise ConfigurationError("Name the dialogues that the file summarizes: --dataset SOURCE.")

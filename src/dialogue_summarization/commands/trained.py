@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from .. import data, disk, hardware, runs, study
+from .. import disk, files, hardware, runs, study
 from ..errors import ConfigurationError, DataError
 from ..evaluation import likelihood, mbr
 from .long import summarize_long
@@ -29,7 +29,7 @@ def summarize(options: Namespace) -> None:
     """Print a run's summary of the dialogue in a text file, or of standard input for `-`."""
     run = find_trained(options.run)[0]
     is_file = options.file != "-"
-    text = data.read_text(Path(options.file)) if is_file else data.decode(sys.stdin.buffer.read(), "standard input")
+    text = files.read_text(Path(options.file)) if is_file else files.decode(sys.stdin.buffer.read(), "standard input")
     if not text.strip():
         raise DataError("The dialogue is empty.")
     with hardware.quiet():

@@ -16,7 +16,7 @@ from ..figures import COLOURS, MARKERS, panels
 from ..report import HEADINGS, with_interval
 from ..rouge import TYPES
 from ..runs import Run
-from .statistics import compare, holm
+from .statistics import compare, holm, verdict
 from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs, published, published_scores
 
 DETAILS = ("form only", "above form", "training dialogues", "validation loss", "seeds")
@@ -43,7 +43,7 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
     scores = pd.DataFrame(rows).set_index("system")
     if test is not None:
         recorded = published_scores(test).drop(index=scores.index, errors="ignore")
-        scores = pd.concat([scores, recorded.assign(kind="published")]).fillna("–")
+        scores = pd.concat([scores, recorded.assign(kind="published")]).fillna(dict.fromkeys(DETAILS, "–"))
     scores = scores.sort_values("rougeL", ascending=False, kind="stable")
     scores = scores.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable")
     table = scores[["kind"]].copy()
@@ -56,7 +56,7 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
     if references and copies:
         start = max(copies, key=lambda one: one.score("rougeL"))
         gap = compare(references[0].scores("rougeL"), start.scores("rougeL"))
-        if gap.low > 0:
+        if gap.low > 0 and gap.minimum_detectable > 0:
             above = scores["rougeL"] - scores.loc[start.name, "rougeL"]
             table["gap closed"] = (above / gap.mean).map("{:.0%}".format)
     return table
@@ -87,7 +87,7 @@ def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
     """
     pairs = list(itertools.combinations(sorted(systems, key=lambda one: -one.score(measure)), 2))
     gaps = [compare(one.scores(measure), other.scores(measure)) for one, other in pairs]
-    rouge1 = [compare(one.scores("rouge1"), other.scores("rouge1")) for one, other in pairs]
+    rouge1 = [compare(a.scores("rouge1"), b.scores("rouge1"), same=a.texts == b.texts != ()) for a, b in pairs]
     corrected, equivalent = holm([gap.p for gap in gaps]), holm([gap.p_equivalent for gap in rouge1])
     rows = [
         {
@@ -96,9 +96,9 @@ def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
             "p": _p(gap.p),
             "p (Holm)": _p(p),
             "p, equivalence test": _p(p_equivalent),
-            "smallest detectable difference": f"{gap.minimum_detectable:.3f}",
+            "smallest detectable difference": f"{gap.minimum_detectable:.3f}".replace("nan", "–"),
             "seeds": f"{len(one.f1)}, {len(other.f1)}",
-            "verdict": verdict(p, p_equivalent),
+            "verdict": verdict(p, p_equivalent, can_say=gap.minimum_detectable > 0),
         }
         for (one, other), gap, p, p_equivalent in zip(pairs, gaps, corrected, equivalent, strict=True)
     ]
@@ -107,13 +107,6 @@ def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
 
 def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def verdict(p: float, p_equivalent: float) -> str:
-    """What two corrected p-values allow to say."""
-    if p < 0.05:
-        return "differ, by less than the margin" if p_equivalent < 0.05 else "differ"
-    return "as good as each other" if p_equivalent < 0.05 else "no significant difference"
 
 
 def planned_comparison(systems: Sequence[System]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from datasets import Dataset
+from rouge_score.rouge_scorer import RougeScorer
 
 from .. import data, runs, study
 from ..errors import DataError
@@ -20,7 +21,7 @@ from ..experiments import Generation
 from ..generation import summarize
 from ..models import ModelBundle
 from ..report import predictions
-from ..rouge import TYPES, scorer
+from ..rouge import TYPES, scorer_for
 from .statistics import compare
 from .systems import from_texts, to_columns
 
@@ -41,18 +42,22 @@ def sample(
     return [texts[start : start + samples] for start in range(0, len(texts), samples)]
 
 
-def mbr_utility(texts: Sequence[str]) -> np.ndarray:
-    """How far each text agrees with the others (texts,): its mean over them of ROUGE-1, -2 and -L F1, averaged."""
+def mbr_utility(texts: Sequence[str], rouge: RougeScorer | None = None) -> np.ndarray:
+    """How far each text agrees with the others (texts,): its mean over them of ROUGE-1, -2 and -L F1, averaged.
+
+    `rouge` is the scorer of the data, by default that of the texts.
+    """
+    rouge = rouge or scorer_for([texts], MEAN_OF)
     agreement = np.zeros((len(texts), len(texts)))
     for one, other in itertools.combinations(range(len(texts)), 2):  # F1 is the same both ways
-        scores = scorer(MEAN_OF).score(texts[one], texts[other]).values()
+        scores = rouge.score(texts[one], texts[other]).values()
         agreement[one, other] = agreement[other, one] = np.mean([score.fmeasure for score in scores])
     return agreement.sum(axis=1) / (len(texts) - 1)
 
 
-def select(texts: Sequence[str]) -> str:
-    """The one of several summaries that agrees best with the others; of equals the first."""
-    return texts[int(np.argmax(mbr_utility(texts)))]
+def select(texts: Sequence[str], rouge: RougeScorer | None = None) -> str:
+    """The one of several summaries that agrees best with the others by `mbr_utility`; of equals the first."""
+    return texts[int(np.argmax(mbr_utility(texts, rouge)))]
 
 
 def dialogues_of(run: runs.Run, source: str, split: str) -> Dataset:
@@ -74,7 +79,8 @@ def decode(
     start = time.perf_counter()
     drawn = sample(bundle, dialogues, generation, settings, samples, seed)
     sampled = time.perf_counter()
-    selected = [select(texts) for texts in drawn]
+    rouge = scorer_for(rows["summaries"], MEAN_OF)
+    selected = [select(texts, rouge) for texts in drawn]
     end = time.perf_counter()
     own_texts = predictions(run, rows) if split == "test" else summarize(bundle, dialogues, generation)
     chosen, own = (from_texts(run.name, "run", [texts], rows) for texts in (selected, own_texts))

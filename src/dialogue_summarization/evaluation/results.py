@@ -22,8 +22,8 @@ the references against each other; left out where these are not clearly better."
 PLANNED = "The one comparison that was planned before the runs were made. Its p-values need no correction."
 TESTS = """*p*: permutation test over dialogues; with several seeds, bootstrap over seeds and dialogues. *p (Holm)*: \
 corrected for the number of pairs. *p, equivalence test*: below 0.05, two runs are as good as each other within 0.01 \
-ROUGE-1. *smallest detectable difference*: found with 80 % power; most smaller ones are missed. *verdict*: "not \
-distinguishable" means that no significant difference was found, not that the two are equal."""
+ROUGE-1. *smallest detectable difference*: found with 80 % power; most smaller ones are missed. *verdict*: "no \
+significant difference" does not mean that the two are equal."""
 BAYES_RISK = """Several summaries are sampled for each dialogue, and the one that agrees best with the others is kept \
 (mean of ROUGE-1, -2 and -L). This optimizes the measure itself, so it is listed separately. *gained*: the difference \
 to the run's own summaries above. *samples*, *temperature*: how they were drawn. *seconds*: sampling and choosing."""

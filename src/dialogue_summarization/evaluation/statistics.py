@@ -16,6 +16,8 @@ from scipy import stats
 from ..intervals import RESAMPLES, resampled_means
 
 MARGIN = 0.01  # of ROUGE-1: the largest difference that "as good as" allows
+LEVEL = 0.05  # below which a p-value counts
+TOO_FEW = "too few to say"
 DETECTABLE = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # standard errors: found at 5 % with 80 % power
 
 
@@ -28,10 +30,12 @@ class Difference:
     high: float
     p: float  # of no difference, two-sided, before any correction
     p_equivalent: float  # of a difference of the margin or more: small where the two are as good as each other
-    minimum_detectable: float  # the smallest true difference that so many dialogues show with 80 % power
+    minimum_detectable: float  # the smallest true difference that is found with 80 % power; NaN where nobody can say
 
 
-def compare(one: ArrayLike, other: ArrayLike, *, margin: float = MARGIN, resamples: int = RESAMPLES) -> Difference:
+def compare(
+    one: ArrayLike, other: ArrayLike, *, same: bool = False, margin: float = MARGIN, resamples: int = RESAMPLES
+) -> Difference:
     """`one` minus `other`, both scored on the same dialogues, as (dialogues,) or (seeds, dialogues).
 
     With one seed each the p-value is of a permutation test: under no difference each dialogue's gap may change sign. It
@@ -45,6 +49,8 @@ def compare(one: ArrayLike, other: ArrayLike, *, margin: float = MARGIN, resampl
     mean = float(gaps.mean())
     resampled = resampled_means(first, resamples=resamples, system=1)
     resampled = resampled - resampled_means(second, resamples=resamples, system=2)
+    if len(gaps) == 1:
+        return Difference(mean, np.nan, np.nan, 1.0, 1.0, np.nan)
     low, high = np.percentile(resampled, [2.5, 97.5])
     if max(len(first), len(second)) > 1:
         p = (1 + np.sum(np.abs(resampled - mean) >= abs(mean) - 1e-12)) / (resamples + 1)
@@ -52,15 +58,22 @@ def compare(one: ArrayLike, other: ArrayLike, *, margin: float = MARGIN, resampl
     else:
         options = {"permutation_type": "samples", "batch": 1000}  # in batches, so that memory stays small
         p = stats.permutation_test((gaps,), np.mean, n_resamples=resamples, rng=0, **options).pvalue
-        error = float(stats.sem(gaps)) if len(gaps) > 1 else 0.0
-    return Difference(mean, float(low), float(high), float(p), tost(mean, error, len(gaps), margin), DETECTABLE * error)
+        error = float(stats.sem(gaps))
+    error = error if error > 1e-12 else 0.0  # what rounding leaves
+    least = 2.0 ** (1 - len(gaps))
+    detectable = DETECTABLE * error if error > 0 and least < LEVEL else np.nan
+    p_equivalent = max(0.0 if same else tost(mean, error, len(gaps), margin), least)
+    return Difference(mean, float(low), float(high), max(float(p), least), p_equivalent, detectable)
 
 
 def tost(mean: float, error: float, dialogues: int, margin: float = MARGIN) -> float:
-    """The p-value of two one-sided t-tests, of a mean with this standard error: that it truly is `margin` or more."""
+    """The p-value of two one-sided t-tests, of a mean with this standard error: that it truly is `margin` or more.
+
+    Without any spread it is the chance that so many dialogues show none of those that would move the mean to `margin`.
+    """
     if error == 0:
-        return 0.0 if abs(mean) < margin else 1.0
-    return float(stats.t(max(dialogues - 1, 1)).sf((margin - abs(mean)) / error))
+        return (1 - margin + abs(mean)) ** dialogues if abs(mean) < margin else 1.0  # no gap is larger than 1
+    return float(stats.t(dialogues - 1).sf((margin - abs(mean)) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -68,3 +81,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     rising = pd.Series(p_values, dtype=float).sort_values(kind="stable")
     corrected = (rising * range(len(rising), 0, -1)).cummax().clip(upper=1)
     return corrected.sort_index().tolist()
+
+
+def verdict(p: float, p_equivalent: float, can_say: bool = True) -> str:
+    """What two corrected p-values allow to say."""
+    if p < LEVEL:
+        return "differ, by less than the margin" if p_equivalent < LEVEL else "differ"
+    if p_equivalent < LEVEL:
+        return "as good as each other"
+    return "no significant difference" if can_say else TOO_FEW

@@ -5,6 +5,7 @@ of others on DialogSum: where their predictions come from, and what these scored
 """
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,13 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..data import read_rows
 from ..errors import DataError
+from ..files import read_rows, refuse_written_list
 from ..intervals import interval
 from ..report import display_name, predictions, with_interval
-from ..rouge import TYPES, score_dialogues, score_pairs, scorer
+from ..rouge import TYPES, score_dialogues, score_pairs, scorer_for
 from ..runs import Run
+from ..texts import unify_line_ends
 
 KINDS = ("reference", "published", "run", "adapter", "file", "baseline")
 CANDIDATES = 128  # train summaries that are tried as the one sentence for all dialogues
@@ -39,6 +41,7 @@ class System:
     best_of_others: np.ndarray | None = None  # of all references but one, as a human has; NaN for single references
     form_only: float = np.nan  # ROUGE-1 against the references of other dialogues: what the form alone scores
     runs: tuple[Run, ...] = ()
+    texts: tuple[tuple[str, ...], ...] = ()  # the summaries, per seed
 
     def scores(self, measure: str) -> np.ndarray:
         """One measure, (seeds, dialogues)."""
@@ -64,8 +67,9 @@ def to_columns(name: str, value: float, bounds: tuple[float, float]) -> dict[str
 
 
 def from_columns(columns: Mapping[str, float], name: str, spec: str = ".3f") -> str:
-    """The same as text, for tables."""
-    return with_interval(columns[name], (columns[f"{name}_low"], columns[f"{name}_high"]), spec)
+    """The same as text, for tables; what JSON has as null is unknown."""
+    value, *bounds = (np.nan if columns[key] is None else columns[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return with_interval(value, bounds, spec)
 
 
 def from_texts(name: str, kind: str, texts: list[list[str]], test: Dataset, runs: Sequence[Run] = ()) -> System:
@@ -76,17 +80,18 @@ def from_texts(name: str, kind: str, texts: list[list[str]], test: Dataset, runs
     measured = texts if kind in ("run", "adapter", "baseline") else []
     references = tuple(map(tuple, test["summaries"]))
     form = [form_only(tuple(summaries), references) for summaries in measured]
-    return System(name, kind, mean, best, others, float(np.mean(form)) if form else np.nan, tuple(runs))
+    form_score = float(np.mean(form)) if form else np.nan
+    return System(name, kind, mean, best, others, form_score, tuple(runs), tuple(map(tuple, texts)))
 
 
 @lru_cache(maxsize=64)  # tables and files ask for the same ones
 def form_only(summaries: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> float:
     """Mean ROUGE-1 F1 of summaries against the references of other dialogues, 20 others each of 48; NaN for one."""
-    scores, count = [], len(references)
+    scores, count, rouge1 = [], len(references), scorer_for(references, ("rouge1",))
     for shift in range(1, min(count, 1 + max(1, 1000 // count))):
         for number, summary in enumerate(summaries):
             others = references[(number + shift) % count]
-            scores.append(np.mean([scorer(("rouge1",)).score(text, summary)["rouge1"].fmeasure for text in others]))
+            scores.append(np.mean([rouge1.score(text, summary)["rouge1"].fmeasure for text in others]))
     return float(np.mean(scores)) if scores else np.nan
 
 
@@ -120,13 +125,13 @@ def baselines(test: Dataset, train: Dataset | None = None) -> list[System]:
 def best_sentence(train: Dataset) -> str:
     """Of the first `CANDIDATES` train summaries the one that scores best, by ROUGE-1, against all of them."""
     texts = [summaries[0] for summaries in train["summaries"]][:CANDIDATES]
-    rouge1 = scorer(("rouge1",))
+    rouge1 = scorer_for([texts], ("rouge1",))
     return max(texts, key=lambda text: sum(rouge1.score(other, text)["rouge1"].fmeasure for other in texts))
 
 
 def copied_turns(dialogue: str) -> dict[str, str]:
     """What each baseline copies of a dialogue; turns drawn at random are the same for the same dialogue."""
-    turns = dialogue.splitlines()
+    turns = unify_line_ends(dialogue).split("\n")
     drawn = random.Random(f"0 {dialogue}").sample(range(len(turns)), min(2, len(turns)))
     copies = {f"lead-{count}": turns[:count] for count in (1, 2, 3)}
     copies |= {"longest turn": [max(turns, key=len)], "2 random turns": [turns[place] for place in sorted(drawn)]}
@@ -162,13 +167,17 @@ def of_file(
         summaries = pd.Series(texts).groupby(references.index)
         if summaries.nunique().max() > 1:
             scores = score_dialogues(texts, [[reference] for reference in references])
-            return System(name, kind, scores.groupby(references.index).mean().to_numpy()[None]), None
+            f1 = scores.groupby(references.index).mean().to_numpy()[None]
+            return System(name, kind, f1, texts=(tuple(texts),)), None
         texts = summaries.first().tolist()
     return from_texts(name, kind, [texts], test), texts
 
 
 def load_predictions(path: Path, column: str, split: Dataset, *, allow_missing: bool = False) -> list[str]:
-    """Summaries in a file: a row per dialogue, found by its `id`, or else a row per reference in the split's order.
+    """Summaries in a file, as many as dialogues or as references, in the order of the split.
+
+    A row has the `id` of a dialogue or that of a row of the data. Without ids there is a row per row of the data, or
+    per reference, in the order of the data: references of one dialogue need not be neighbours there.
 
     Raises `DataError`, which counts and names ids that are missing, unknown or repeated and summaries that are empty.
     With `allow_missing` dialogues without a row, and empty summaries, count as empty summaries, which score 0.
@@ -178,13 +187,11 @@ def load_predictions(path: Path, column: str, split: Dataset, *, allow_missing: 
     if column not in columns:
         there = ", ".join(columns) or "no rows"
         raise DataError(f"{path}: there is no column {column!r} (there are: {there}). Name it with --column.")
-    ids, expected = [str(row.get("id")) for row in rows], list(split["id"])
-    if "id" not in columns:
-        count = sum(map(len, split["summaries"]))
-        if len(rows) != count:
-            raise DataError(f"{path}: no column 'id', and {len(rows)} rows where the split has {count} references.")
-        ids = expected = [f"row {number}" for number in range(1, count + 1)]
-    texts = pd.Series([str(row[column] or "").strip() for row in rows], ids, dtype=object)
+    ids, expected = _rows_and_places(path, rows, split)
+    texts = [
+        _summary(row.get(column), f"{path}, row {number}, column {column!r}") for number, row in enumerate(rows, 1)
+    ]
+    texts = pd.Series(texts, ids, dtype=object)
     problems = {"repeated": texts.index[texts.index.duplicated()], "unknown": texts.index.difference(expected)}
     if not allow_missing:
         problems["missing"] = pd.Index(expected).difference(texts.index, sort=False)
@@ -194,6 +201,29 @@ def load_predictions(path: Path, column: str, split: Dataset, *, allow_missing: 
         advice = "With --allow-missing those missing or empty count as empty summaries, which score 0."
         raise DataError(f"{path} does not have one summary for each dialogue. {said}. {advice}")
     return texts.reindex(expected, fill_value="").tolist()
+
+
+def _rows_and_places(path: Path, rows: list[dict[str, object]], split: Dataset) -> tuple[list[str], list[str]]:
+    """What each row of a file is called, and each dialogue or reference of the split."""
+    dialogues, row_ids = list(split["id"]), list(itertools.chain(*split["row_ids"]))
+    if "id" in rows[0]:
+        ids = [str(row.get("id")).strip() for row in rows]
+        return ids, row_ids if set(ids) & set(row_ids) - set(dialogues) else dialogues
+    numbers = pd.Series(list(itertools.chain(*split["rows"])))
+    for places in (numbers.rank(method="dense"), numbers.rank(method="first")):
+        if len(rows) == places.max():
+            return [f"row {number + 1}" for number in range(len(rows))], [f"row {place:.0f}" for place in places]
+    raise DataError(
+        f"{path}: no column 'id', and {len(rows)} rows where the split has {len(numbers)} references "
+        f"in {numbers.nunique()} rows."
+    )
+
+
+def _summary(value: object, where: str) -> str:
+    if not isinstance(value, str | None):
+        raise DataError(f"{where}: text expected, not {type(value).__name__}.")
+    refuse_written_list(value or "", where)
+    return unify_line_ends(value or "").strip()
 
 
 def _count(ids: list[str]) -> str:

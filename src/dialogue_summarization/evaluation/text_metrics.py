@@ -6,7 +6,6 @@ encoder, of which there are many: their scores do not compare) is optional, `uv 
 """
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata, util
@@ -17,6 +16,7 @@ import pandas as pd
 from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF
 
+from .. import texts
 from ..hardware import quiet
 from ..intervals import mean_with_interval, resample_counts
 from ..report import display_name, predictions, with_interval
@@ -28,8 +28,8 @@ Estimate = tuple[float, tuple[float, float]]  # a value and its 95 % interval
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation: `#Person1#'s` is `person1` and `'s`."""
-    return re.findall(r"[\w']+", text.lower())
+    """Lower-case words without punctuation, in any script: `#Person1#'s` is `person1` and `'s`."""
+    return texts.words(text, "_'")
 
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -70,15 +70,19 @@ def corpus(summaries: Sequence[str], references: References, resamples: int = 10
     scores = {}
     for name, metric in _metrics(references).items():
         # sacrebleu's own bootstrap has other draws, and fails where every resample scores 0 (empty summaries).
-        counts = np.array(metric._extract_corpus_statistics(summaries, None))
+        counts = np.array(metric._extract_corpus_statistics(list(map(_for_sacrebleu, summaries)), None))
         sums = [counts.sum(axis=0)[None], *(drawn @ counts for drawn in resample_counts(len(counts), resamples, 0))]
         whole, *resampled = (float(metric._compute_score_from_stats(list(row)).score) for row in np.concatenate(sums))
-        scores[name] = (whole, tuple(np.percentile(resampled, [2.5, 97.5]).tolist()))
+        bounds = np.percentile(resampled, [2.5, 97.5]).tolist() if len(counts) > 1 else (np.nan, np.nan)
+        scores[name] = (whole, tuple(bounds))
     return scores
 
 
 def signature(references: References) -> str:
-    """How chrF and BLEU were computed, as sacrebleu says it; where BERTScore is installed, its package and encoder."""
+    """How chrF and BLEU were computed, as sacrebleu says it; where BERTScore is installed, its package and encoder.
+
+    Where a script has no spaces between words, each character is a word of BLEU.
+    """
     signatures = [f"{name} {metric.get_signature()}" for name, metric in _metrics(references).items()]
     if has_bertscore():
         version = metadata.version("bert-score")
@@ -87,8 +91,13 @@ def signature(references: References) -> str:
 
 
 def _metrics(references: References) -> dict[str, CHRF | BLEU]:
+    references = [list(map(_for_sacrebleu, several)) for several in references]
     streams = list(itertools.zip_longest(*references))  # all first references, all second ones ...
     return {"chrF": CHRF(references=streams), "BLEU": BLEU(references=streams)}
+
+
+def _for_sacrebleu(text: str) -> str:
+    return texts.spaced(texts.composed(text))
 
 
 def has_bertscore() -> bool:
@@ -138,7 +147,7 @@ def failure_flags(summary: str, dialogue: str) -> dict[str, bool]:
     tokens, is_empty = words(summary), not summary.strip()
     return {
         "empty": is_empty,
-        "cut off": not is_empty and summary.rstrip(" \"'”’)")[-1:] not in (".", "!", "?", "…"),
+        "cut off": not is_empty and summary.rstrip(" \"'”’)»」』")[-1:] not in (*".!?…", *texts.STOPS),
         "repeats": max(Counter(ngrams(tokens, 3)).values(), default=0) >= 3,
         "copies": len(tokens) >= 8 and novelty(tokens, words(dialogue), 4) <= 0.2,
     }
