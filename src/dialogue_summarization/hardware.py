@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import os
 import platform
 import sys
 import time
@@ -20,13 +21,16 @@ from .errors import NotEnoughMemory
 
 GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+_CPU_ONLY = os.environ.get("STUDY_DEVICE") == "cpu"  # `study --device cpu`
+if _CPU_ONLY:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts
 
 
 def device() -> torch.device:
     """One GPU where there is one (several only when asked for), else Apple's, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() and not _CPU_ONLY else "cpu")
 
 
 def precision() -> str:

@@ -170,10 +170,8 @@ def apply_method(model: PreTrainedModel, method: Method) -> PreTrainedModel | pe
         if method.peft and method.peft["peft_type"] == "LORA":
             return peft.get_peft_model(model, peft_config(method, model.config))
         return further_methods().apply(model, method)
-    except ModelError:
-        raise
     except Exception as error:  # PEFT raises nearly every kind
-        raise ModelError(f"PEFT has no {method.name} for {model.config.model_type!r}: {error}") from error
+        raise ModelError(f"{method.name} cannot be applied to {model.config.model_type!r}: {error}") from error
 
 
 def peft_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:

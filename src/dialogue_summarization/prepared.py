@@ -79,7 +79,8 @@ class PreparedRun:
         log = log[[name for name in _LOG_COLUMNS if name in log]]
         write_csv(self.tmp_dir / "training_log.csv", log[log[["loss", "eval_loss"]].notna().any(axis=1)])
         write_json(self.tmp_dir / "training.json", trainer.costs())
-        shutil.copytree(self.checkpoints / TENSORBOARD, self.tmp_dir / TENSORBOARD, dirs_exist_ok=True)
+        if (self.checkpoints / TENSORBOARD).exists():
+            shutil.copytree(self.checkpoints / TENSORBOARD, self.tmp_dir / TENSORBOARD, dirs_exist_ok=True)
         models.save(trainer.bundle, self.weights, self.experiment.model, state_dict)
 
     def finished_record(self) -> Run | None:

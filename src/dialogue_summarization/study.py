@@ -3,12 +3,14 @@
 `run` does all of it. `prepare`, `train` and `finish` are its parts, for a notebook that trains in the open.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import datasets
 import pandas as pd
+import torch
 import transformers
 
 from . import data, hardware, models, runs
@@ -19,6 +21,8 @@ from .generation import summarize
 from .prepared import PreparedRun
 from .rouge import score_dialogues
 from .training import SummarizationTrainer, encode_split, trainer_class, training_arguments
+
+MOST_SECONDS = 900  # that a run takes on a CPU without being asked for
 
 
 def run(
@@ -48,6 +52,7 @@ def prepare(
     prepared, name = describe(experiment, method, seed, outputs), f"{experiment.name}, {method.name}"
     record, lock = prepared.finished_record(), None
     if force or not record:
+        require_time(experiment, method, prepared.config.dialogues)
         lock = lock_run(prepared.tmp_dir)
         if prepared.owns_files() and (prepared.tmp_dir / "metrics.json").exists():
             prepared.move_into_place()  # killed just before it
@@ -65,9 +70,29 @@ def prepare(
     return replace(prepared, lock=lock)
 
 
+def require_time(experiment: Experiment, method: Method, dialogues: Mapping[str, int]) -> None:
+    """Ask for a yes before hours on a CPU: raise `ConfigurationError` unless the variable STUDY_YES is set (`--yes`).
+
+    Scaled from the quickstart on two threads: SmolLM2-135M learns a dialogue in 1.3 s, and summarizes one in about 1 s.
+    """
+    if hardware.device().type != "cpu" or os.environ.get("STUDY_YES"):
+        return
+    weights = Path(models.local_snapshot(experiment.model)).glob("*.safetensors")
+    scale = sum(path.stat().st_size for path in weights) / 538e6 * 2 / torch.get_num_threads()
+    settings, beams = experiment.settings_for(method), experiment.generation_for(method).num_beams
+    seconds = scale * (1 + beams) / 2 * dialogues["test"]
+    seconds += scale * 1.3 * settings.epochs * dialogues["train"] if settings else 0
+    if seconds > MOST_SECONDS:
+        hours = f"{seconds / 3600:.0f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+        raise ConfigurationError(
+            f"{experiment.name}, {method.name}: about {hours} on this CPU. To start it anyway: --yes, or in a "
+            f'notebook os.environ["STUDY_YES"] = "1". Shorter: --limit 64 (LIMIT = 64), or a machine with a GPU.'
+        )
+
+
 def describe(experiment: Experiment, method: Method, seed: int, outputs: str | Path) -> PreparedRun:
     """The run that is asked for, with its data, whatever there is of it."""
-    splits = data.load(experiment)
+    splits, method = data.load(experiment), experiment.adapted(method)
     sizes = {split: len(rows) for split, rows in splits.items()}
     config = configure(experiment, method, seed, sizes, data.fingerprint(splits))
     return PreparedRun(

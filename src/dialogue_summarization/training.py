@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from . import hardware
-from .callbacks import EpochMean, EventFiles, GroupedByLength, Progress, TimedCheckpoint
+from .callbacks import TENSORBOARD, EpochMean, EventFiles, GroupedByLength, Progress, TimedCheckpoint
 from .errors import ModelError, TrainingDiverged
 from .experiments import Generation, Method, Settings
 from .generation import summarize
@@ -71,13 +71,18 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
         "label_names": ["labels"],
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,  # our own bar, plain text
-        "report_to": "none",  # the trainer has event files of its own
+        "report_to": [name for name in trackers() if name not in (TENSORBOARD, "none")] or "none",
         "seed": seed,
         "data_seed": seed,
     }
     arguments = TrainingArguments(**(chosen | overrides))
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments
+
+
+def trackers() -> list[str]:
+    """What a training reports to: TensorBoard's files, unless STUDY_REPORT_TO names others (`study --report-to`)."""
+    return os.environ.get("STUDY_REPORT_TO", TENSORBOARD).split(",")
 
 
 def largest_divisor(batch_size: int, most: int) -> int:
@@ -146,7 +151,8 @@ class SummarizationTrainer(Trainer):
         self.epoch_mean = self.epoch_mean_class(count, folder / "epochs") if count else None
         early_stopping = EarlyStoppingCallback(settings.patience) if settings.patience is not None else None
         progress = Progress(f"training {method.name}" if method else "training")
-        ours = (progress, self.timed_checkpoint_class(), EventFiles(folder), self.epoch_mean, early_stopping)
+        events = EventFiles(folder) if TENSORBOARD in trackers() else None
+        ours = (progress, self.timed_checkpoint_class(), events, self.epoch_mean, early_stopping)
         for callback in filter(None, ours):
             self.add_callback(callback)
 

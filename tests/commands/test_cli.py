@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib.util
 import io
 import json
 import subprocess
@@ -84,6 +85,40 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
     printed = capsys.readouterr().out
     assert (tmp_path / "tiny" / "lora-plus" / "seed-0" / "adapter").exists()
     assert "\nlast-2-blocks" in printed and "\nlora-plus" in printed
+
+
+@pytest.mark.parametrize("family_name", ["llama"], indirect=True)
+def test_settings_reach_the_notebooks_with_the_run_they_belong_to(tiny, register, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(execution, "execute", lambda sources, folder: seen.update({folder: sources}))
+    register(tiny)
+    line = ["tiny", "--runs", "lora-balanced,dora", "--outputs", str(tmp_path)]
+    given = ["--set", "dora.epochs=3", "--set", "lora-balanced.r=2", "--set", "num_beams=2", "--set", "dora.r=16"]
+    assert cli.main([*line, *given]) == 0
+    name = "tiny-num_beams=2-dora.epochs=3-lora-balanced.r=2"
+    [(folder, sources)] = seen.items()
+    assert folder == tmp_path / name / "notebooks" and len(sources) == 2
+    for parameters in sources.values():
+        again = experiments.experiment("tiny", settings=parameters["SETTINGS"], runs=["zero-shot"])
+        assert again.name == name
+    made = runs.read(tmp_path / name / "dora" / "seed-0")
+    assert made.config.settings["epochs"] == 3 and made.config.generation["num_beams"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "full.epochs=2", "--runs", "zero-shot,lora-balanced"], "changes full, which is not asked for"),
+        (["--set", "learning_rate=1e-3"], "name one, as full.learning_rate=0.001"),
+        (["--report-to", "tensorboard,wanda"], "--report-to wanda: allowed are tensorboard, wandb, mlflow"),
+        (["--report-to", "trackio"], "--report-to trackio: the package is missing. `uv pip install trackio`"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_said_before_any_work(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else name)
+    monkeypatch.setattr(data, "load", None)
+    assert cli.main(["quickstart", *arguments]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", notebooks.NOTEBOOKS)

@@ -10,7 +10,7 @@ import browser
 import bs4
 import pytest
 
-from dialogue_summarization import data, runs, study
+from dialogue_summarization import data, generation, runs, study
 from dialogue_summarization.commands import cli, demo
 
 SCRIPT = "#Person1#: <script>window.hit = 1</script><img src=x onerror='window.hit = 2'> ${window.hit = 3} Ben?"
@@ -69,7 +69,7 @@ def test_markup_and_halves_of_characters_are_shown_as_text(answer):
 
 
 def test_a_summary_with_markup_is_shown_as_text(made, answer, monkeypatch):
-    monkeypatch.setattr(demo.generation, "summarize", lambda *_, **__: [SCRIPT])
+    monkeypatch.setattr(generation, "summarize", lambda *_, **__: [SCRIPT])
     shown = answer(FIRST)
     assert "<script" not in shown and "<img" not in shown and table(shown)["full"][0] == SCRIPT
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from helpers import tiny_experiment, tiny_model, tiny_rows, trainer_of, with_data
+from transformers.integrations import integration_utils
 
 from dialogue_summarization import data, models, training
 from dialogue_summarization.errors import TrainingDiverged
@@ -204,6 +205,26 @@ def test_training_stops_where_nothing_improves(tiny, tmp_path, patience, epochs)
     trainer = train(tiny, replace(TINY, learning_rate=0.0, epochs=6, patience=patience), tmp_path)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert trainer.state.epoch == epochs and losses[:4] != losses[4:8]  # each epoch has an order of its own
+
+
+@pytest.mark.parametrize("family_name", ["llama"], indirect=True)
+@pytest.mark.parametrize(
+    ("asked", "is_tracked", "has_files"),
+    [(None, False, True), ("wandb,tensorboard", True, True), ("none", False, False)],
+)
+def test_trackers_are_those_that_are_asked_for(tiny, tmp_path, monkeypatch, asked, is_tracked, has_files):
+    tracked = []
+
+    class Tracker(transformers.TrainerCallback):
+        def on_log(self, *_, logs, **__):
+            tracked.append(logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    if asked:
+        monkeypatch.setenv("STUDY_REPORT_TO", asked)
+    trainer = train(tiny, replace(TINY, epochs=1), tmp_path)
+    assert any("loss" in logs for logs in tracked) == is_tracked and trainer.state.log_history
+    assert any(tmp_path.rglob("events.out.tfevents*")) == has_files
 
 
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)

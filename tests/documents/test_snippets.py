@@ -16,7 +16,9 @@ from dialogue_summarization.commands import export
 from dialogue_summarization.experiments import METHODS
 from dialogue_summarization.prompts import BRIEF
 
-OURS, WHOLE, ADAPTER = re.findall(r"```python\n(.*?)```", (data.ROOT / "docs" / "using_a_model.md").read_text("utf-8"), re.DOTALL)
+OURS, WHOLE, ADAPTER = re.findall(
+    r"```python\n(.*?)```", (data.ROOT / "docs" / "using_a_model.md").read_text("utf-8"), re.DOTALL
+)
 
 
 def run(code, folder):

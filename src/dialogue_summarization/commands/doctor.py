@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from huggingface_hub import constants
 
 from .. import hardware, hub, packaged, runs
@@ -13,6 +14,7 @@ from ..experiments import EXPERIMENTS, PACKAGED_MODEL, SAMPLE_DATA, Experiment
 from .models import BASE_MODELS
 
 OTHER_GB = 3.2  # beside parameters, gradients and optimizer: the quickstart's full run took 5.3 GB in all on a CPU
+CUDA_TORCH = "uv pip install --reinstall torch --torch-backend=auto, then uv run --no-sync study"
 
 
 def report(options: Namespace) -> None:
@@ -22,6 +24,8 @@ def report(options: Namespace) -> None:
     cached = ["/".join(path.name.split("--")[1:]) for path in sorted(Path(constants.HF_HUB_CACHE).glob("*--*"))]
     disk = shutil.disk_usage(next(place for place in (outputs, *outputs.parents) if place.exists()))
     print(f"Device:         {machine['device']} ({machine['system']})")
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        print(f"                NVIDIA GPU found, torch built without CUDA: {CUDA_TORCH}")
     print(f"Memory:         {machine['memory_bytes'] / 1e9:.1f} GB, free {hardware.free_memory() / 1e9:.1f}")
     print(f"Precision:      {machine['precision']} ({hardware.precision_and_reason()[1]})")
     print(f"Versions:       {', '.join(f'{name} {machine[name]}' for name in ('python', *runs.PACKAGES))}")
@@ -49,7 +53,8 @@ def problems(experiment: Experiment, hub_error: str | None, cached: Sequence[str
     base = BASE_MODELS.get(experiment.model.rpartition("/")[2], BASE_MODELS["SmolLM2-135M-Instruct"])
     needed, free = base.gb("full") + OTHER_GB, hardware.free_memory() / 1e9
     if free < needed:
-        reasons.append(f"it takes about {needed:.1f} GB of memory, and {free:.1f} are free. Leave full out (--runs).")
+        advice = "Leave full out: --runs zero-shot,lora-balanced."
+        reasons.append(f"it takes about {needed:.1f} GB of memory, and {free:.1f} are free. {advice}")
     return reasons
 
 

@@ -36,11 +36,16 @@ class Kernel(NotebookClient):
             self.bar.set_postfix_str("{what}: {done} of {total}, {left} left".format(**now))
         return super().process_message(msg, cell, cell_index)
 
+    def printed_by(self, code: str) -> str:
+        """What code prints that belongs to no notebook."""
+        cell = nbformat.v4.new_code_cell(code)
+        self.nb = nbformat.v4.new_notebook(cells=[cell])
+        self.execute_cell(cell, 0, store_history=False)
+        return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
     def execute_all(self, notebook: NotebookNode) -> None:
         """Execute a notebook's cells in order, from an empty namespace."""
-        empty = nbformat.v4.new_code_cell(EMPTY)
-        self.nb = nbformat.v4.new_notebook(cells=[empty])
-        self.execute_cell(empty, 0, store_history=False)
+        self.printed_by(EMPTY)
         self.nb = notebook
         self.reset_execution_trackers()
         for number, cell in enumerate(notebook.cells):
@@ -58,8 +63,10 @@ def kernel(folder: Path) -> Iterator[Kernel]:
         yield client
 
 
-def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
+def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path, ending: str = "") -> str:
     """Execute notebooks with their parameters, and keep each in a folder, failed or not, also as HTML.
+
+    Returns what `ending` prints, which is executed after them: this process has not imported torch, their kernel has.
 
     Raises:
         UserError: A cell failed, or the kernel was ended from outside. What was finished is kept.
@@ -81,8 +88,10 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
                     raise UserError(f"{path.name} {_reason(error, notebook)}\n{_kept(folder / path.name)}") from error
                 finally:
                     written.append(writer.submit(_write, notebook, folder / path.name))
+            printed = client.printed_by(ending)
     for future in written:
         future.result()  # what went wrong in writing is raised here
+    return printed
 
 
 def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNode:

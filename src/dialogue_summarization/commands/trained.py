@@ -4,9 +4,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from .. import data, disk, generation, hardware, runs, study
+from .. import data, disk, hardware, runs, study
 from ..errors import ConfigurationError, DataError
 from ..evaluation import likelihood, mbr
+from .long import summarize_long
 
 
 def find_runs(place: Path) -> list[runs.Run]:
@@ -32,8 +33,11 @@ def summarize(options: Namespace) -> None:
     if not text.strip():
         raise DataError("The dialogue is empty.")
     with hardware.quiet():
-        bundle = study.load_run(run)
-        print(generation.summarize(bundle, [text.strip()], run.experiment.generation, progress=False)[0])
+        bundle, settings = study.load_run(run), run.experiment.generation
+        summary, parts = summarize_long(bundle, text.strip(), settings, options.long)
+    if parts > 1:
+        print(f"Longer than the model takes: summarized in {parts} parts, then their summaries.", file=sys.stderr)
+    print(summary)
 
 
 def decode(options: Namespace) -> None:
