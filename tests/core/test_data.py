@@ -130,8 +130,8 @@ def test_marks_and_line_ends_of_windows_change_nothing(tmp_path, start, end, suf
 @pytest.mark.parametrize(("changes", "name", "dialogues"), [
     ({"limit": 4}, "quickstart-limit4", {"train": 4, "validation": 4, "test": 4}),
     ({"limit": 100}, "quickstart-limit100", {"train": 100, "validation": 100, "test": 100}),
-    ({"dataset": "/some/my-talks"}, "quickstart-my-talks", {}),
-    ({"dataset": "me/talks", "limit": 2}, "quickstart-talks-limit2", {"train": 2, "validation": 2, "test": 2}),
+    ({"dataset": "/some/my-talks"}, "quickstart-some--my-talks", {}),
+    ({"dataset": "me/talks", "limit": 2}, "quickstart-me--talks-limit2", {"train": 2, "validation": 2, "test": 2}),
 ])  # fmt: skip
 def test_a_derived_experiment_has_its_own_name(changes, name, dialogues):
     base = experiments.EXPERIMENTS["quickstart"]

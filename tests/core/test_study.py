@@ -69,6 +69,7 @@ def test_a_record_has_what_the_design_says(made, method):
     assert run.folder == made[0] / "outputs" / "tiny" / method / "seed-0"
     assert names(run.folder) == FILES | RUNS[method] and names(run.folder.parent) == {"seed-0"}
     expected = "rouge1 rouge2 rougeL rougeLsum dialogues references generate_seconds parameters trainable_parameters"
+    expected += " truncated_dialogues"
     expected += trained * " train_seconds train_samples_per_second" + (method == "lora-balanced") * " adapter_bytes"
     assert set(run.metrics) - {"peak_memory_bytes", "generate_memory_bytes"} == set(expected.split())
     assert all(type(value) in (int, float) for value in run.metrics.values())

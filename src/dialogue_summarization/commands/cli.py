@@ -9,6 +9,9 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study summarize quickstart/full dialogue.txt
 """
 
+import errno
+import io
+import os
 import sys
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -19,9 +22,29 @@ from ..errors import UserError
 from ..experiments import EXPERIMENTS, METHODS
 from ..methods.table import FURTHER_METHODS
 
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
+_WRITE = "Free some space or name another folder; what was finished is kept, and the same command goes on."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, 1 after an error that the user can mend, or 130 after an interruption."""
+    """Run the command line. Returns 0, 1 after an error that the user can mend, 130 after an interruption, or 141.
+
+    The last is where whoever reads the output, as `head`, has read enough.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where a console lacks a character
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "quickstart")
@@ -33,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except UserError as error:
         print(f"study: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        print(f"study: {error.filename or 'A file'} cannot be written: {error.strerror}. {_WRITE}", file=sys.stderr)
         return 1
     return 0
 

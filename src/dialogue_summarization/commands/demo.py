@@ -12,6 +12,7 @@ from .. import generation, hardware, runs, study
 from ..errors import ConfigurationError, UserError
 from ..models import ModelBundle
 from ..report import display_name
+from .trained import say_what_is_cut
 
 
 def serve(options: Namespace) -> None:
@@ -67,10 +68,11 @@ def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue
             [summary] = generation.summarize(bundle, [text], run.experiment.generation, progress=False)
         rows[display_name(run)] = {"summary": summary or "(empty)", "seconds": f"{time.perf_counter() - start:.1f}"}
     family = bundles[0].family
-    tokens, limit = len(family.tokenizer(family.render(text), verbose=False)["input_ids"]), family.max_prompt_tokens
+    tokens, limit = family.prompt_length(text), family.max_prompt_tokens
     note = f"({tokens:,} tokens with the prompt)"
     if tokens > limit:
         note = f"is longer than the model takes: {tokens:,} tokens with the prompt, of {limit:,}. Its end was left out."
+        say_what_is_cut(family, [text])
     table = pd.DataFrame(rows).T.style.format(escape="html").format_index(escape="html")
     table.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
     return f"<p>“{escape(textwrap.shorten(text, 60, placeholder=' …'))}” {note}</p>{table.to_html()}"

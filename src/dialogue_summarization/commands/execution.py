@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from jupyter_core.paths import jupyter_runtime_dir
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import ClearOutputPreprocessor
@@ -18,6 +19,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
+from ..disk import require_writable
 from ..errors import UserError
 
 EMPTY = "get_ipython().reset(new_session=True)\nimport gc\ngc.collect()\ndel gc"
@@ -49,11 +51,18 @@ class Kernel(NotebookClient):
             self.bar.update()
 
 
+def require_runtime_folder() -> None:
+    """Raise `UserError` where a kernel could not start, which writes into the user's home how it is to be reached."""
+    require_writable(Path(jupyter_runtime_dir()), "Set HOME, or JUPYTER_RUNTIME_DIR, to a folder that can be.")
+
+
 @contextmanager
 def kernel(folder: Path) -> Iterator[Kernel]:
     """A kernel that works in a folder, started at once."""
     client = Kernel(nbformat.v4.new_notebook(), kernel_name="python3", timeout=None, coalesce_streams=True)
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
+    client.create_kernel_manager().kernel_spec_manager.kernel_dirs = []  # this Python's own, whatever else is installed
+    require_runtime_folder()
     with client.setup_kernel(cwd=str(folder)):
         yield client
 

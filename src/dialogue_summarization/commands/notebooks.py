@@ -1,6 +1,5 @@
 """Run an experiment's notebooks, and copy them for a class. Imports that are slow wait for options that can be used."""
 
-import os
 import re
 import threading
 from argparse import Namespace
@@ -11,6 +10,7 @@ from types import ModuleType
 from .. import experiments
 from ..errors import ConfigurationError
 from ..experiments import EXPERIMENTS, STUDY_RUNS, Experiment, Method
+from ..ranks import require_one, world_size
 from .models import BASE_MODELS
 
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
@@ -19,8 +19,9 @@ MADE_BY = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}  # the other runs of
 
 def run_experiment(options: Namespace) -> None:
     """Make the runs, by the notebooks that teach them, and print their results. Raises many kinds of `UserError`."""
-    names = [name.strip() for name in options.runs.split(",") if name.strip()]
-    methods = [experiments.method(name) for name in names]
+    require_one()
+    methods = experiments.methods(options.runs)
+    names = [method.name for method in methods]
     model, dataset = _absolute(options.model), _absolute(options.dataset)
     if model in BASE_MODELS:
         model = BASE_MODELS[model].hub_id
@@ -92,7 +93,7 @@ def _make_in_processes(experiment: Experiment, methods: Sequence[Method], option
 
 def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outputs: Path, force: bool) -> None:
     """Make runs without notebooks, in this process or in each of several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         from ..distributed import study
     else:
         from .. import study

@@ -8,8 +8,8 @@ from pathlib import Path
 import datasets
 
 from .. import data, report
-from ..errors import ConfigurationError
-from ..evaluation import comparison, systems
+from ..errors import ConfigurationError, DataError
+from ..evaluation import comparison, mbr, systems
 from .trained import find_runs
 
 
@@ -37,12 +37,13 @@ def compare(options: Namespace) -> None:
 def _load(places: Sequence[Path], options: Namespace) -> tuple[list[systems.System], datasets.Dataset, int]:
     """The systems in CSV files or runs, the dialogues, and how many of these have no summary in a file."""
     records = {place: find_runs(place) for place in places if place.suffix.lower() != ".csv"}
-    config = next((several[0].config for several in records.values()), None)
-    if not config and not options.dataset:
+    made = {run.config.data_fingerprint: run for several in records.values() for run in several}  # one of each data
+    if not made and not options.dataset:
         raise ConfigurationError("Name the dialogues that the file summarizes: --dataset SOURCE.")
-    rows, loaded, missing = data.load_source(options.dataset or config.dataset)[options.split], [], 0
-    if config and options.split == "test":
-        rows = rows.select(range(min(config.dialogues["test"], len(rows))))
+    own = [mbr.splits_of(run, options.dataset or run.config.dataset) for run in made.values()]
+    if len({data.fingerprint({"test": splits["test"]}) for splits in own}) > 1:
+        raise DataError("These runs are of different test dialogues, and cannot be compared.")
+    rows, loaded, missing = (own[0] if own else data.load_source(options.dataset))[options.split], [], 0
     for place in places:
         if place in records:
             loaded += systems.of_runs(records[place], rows)

@@ -2,11 +2,13 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import data, disk, generation, hardware, runs, study
 from ..errors import ConfigurationError, DataError
 from ..evaluation import likelihood, mbr
+from ..tokenization import Family
 
 
 def find_runs(place: Path) -> list[runs.Run]:
@@ -33,7 +35,17 @@ def summarize(options: Namespace) -> None:
         raise DataError("The dialogue is empty.")
     with hardware.quiet():
         bundle = study.load_run(run)
+        say_what_is_cut(bundle.family, [text.strip()])
         print(generation.summarize(bundle, [text.strip()], run.experiment.generation, progress=False)[0])
+
+
+def say_what_is_cut(family: Family, dialogues: Sequence[str]) -> None:
+    """Say on standard error where dialogues are longer than the model reads."""
+    lengths, limit = list(map(family.prompt_length, dialogues)), family.max_prompt_tokens
+    if count := sum(length > limit for length in lengths):
+        which = f"{count} of {len(lengths)} dialogues are" if len(lengths) > 1 else "The dialogue is"
+        tokens = f"{max(lengths):,} tokens with the prompt, of {limit:,}"
+        print(f"{which} longer than the model takes: {tokens}. The end was left out.", file=sys.stderr)
 
 
 def decode(options: Namespace) -> None:
@@ -61,5 +73,7 @@ def measure_likelihoods(options: Namespace) -> None:
     for run in records:
         test = mbr.dialogues_of(run, options.dataset or run.config.dataset, "test")
         with hardware.quiet():
-            disk.write_csv(run.folder / "likelihood.csv", likelihood.run_test(study.load_run(run), test))
+            bundle = study.load_run(run)
+            say_what_is_cut(bundle.family, test["dialogue"])
+            disk.write_csv(run.folder / "likelihood.csv", likelihood.run_test(bundle, test))
     print(likelihood.table(records).to_string())

@@ -6,7 +6,7 @@ the equivalence test says so, never because no difference was shown.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,12 @@ from ..figures import COLOURS, MARKERS, colour_of, panels
 from ..intervals import interval
 from ..report import HEADINGS, display_name, side_by_side, texts_as_html, with_interval
 from ..rouge import TYPES
-from ..runs import OUTPUTS, Run
+from ..runs import OUTPUTS, Run, require_data
 from .costs import COST_COLUMNS, cost_measures
 from .statistics import MARGIN, compare, holm
 from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs, published, published_scores
 
-DETAILS = ("form only", "above form", "right", "training dialogues", "validation loss", "seeds")
+DETAILS = ("form only", "above form", "right", "training dialogues", "cut to fit", "validation loss", "seeds")
 
 
 def all_systems(
@@ -34,10 +34,11 @@ def all_systems(
     return [*others, *of_runs(runs, test), *baselines(test, train)]
 
 
-def record_sources(runs: Sequence[Run], names: Sequence[str]) -> pd.DataFrame:
-    """A row per run: where its record comes from, or that it is missing."""
+def record_sources(runs: Sequence[Run], names: Sequence[str], splits: Mapping[str, Dataset]) -> pd.DataFrame:
+    """A row per run: where its record comes from, or that it is missing. Raises `DataError` if it is of other data."""
     rows, made = {}, {run.name for run in runs}
     for run in runs:
+        require_data(run, splits)
         committed = f"committed reference of {run.date}; notebooks 01 to 03 make it anew"
         rows[display_name(run)] = committed if run.is_reference else f"made here on {run.date}"
     rows |= {name: "missing: notebooks 01 to 03 make it" for name in names if name not in made}
@@ -123,6 +124,8 @@ def _details(one: System, judged: pd.Series | None) -> dict[str, str]:
     if one.runs:
         first = one.runs[0]
         details["training dialogues"] = f"{_training_dialogues(first):,}"
+        if cut := first.metrics.get("truncated_dialogues"):
+            details["cut to fit"] = f"{cut} of {first.metrics['dialogues']}"
         details["right"] = "–" if judged is None else judged.get(_judged_name(one), "–")
         losses = first.log.dropna(subset="eval_loss") if "eval_loss" in first.log else pd.DataFrame()
         if len(losses):
