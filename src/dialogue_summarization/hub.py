@@ -10,6 +10,7 @@ import datasets
 from huggingface_hub import constants, get_session
 
 TIMEOUT_SECONDS = 5.0
+SOCKS = "a SOCKS proxy is set, which takes a package: `uv pip install socksio`, or unset ALL_PROXY"
 
 
 def offline_reason() -> str | None:
@@ -25,6 +26,8 @@ def _reason() -> str | None:
     try:
         status = get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS).status_code
     except Exception as error:  # whichever HTTP library the client is built on
+        if "SOCKS" in str(error):
+            return SOCKS
         return f"{constants.ENDPOINT} does not answer: {type(error).__name__}"
     return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
 
@@ -32,14 +35,13 @@ def _reason() -> str | None:
 _LOG_IN = "log in: `uv run hf auth login`"
 # What the Hub's client says in its errors, and what to do; the first that fits.
 _ADVICE = {
-    r"gated": f"It is gated: accept its terms at {{page}}, and {_LOG_IN}.",
+    r"GatedRepo|gated (repo|dataset) (for|on)": f"It is gated: accept its terms at {{page}}, and {_LOG_IN}.",
     r"\b429\b": f"The Hub has had too many requests from here: wait some minutes, or {_LOG_IN}.",
     r"is expired|Invalid credentials": "The Hub does not take your access token, which is wrong or has expired. "
     f"Unset HF_TOKEN if it is set, make another at {{hub}}/settings/tokens, and {_LOG_IN}.",
     r"RepositoryNotFound|doesn't exist|HFValidation|\b(401|404)\b": "The Hub has nothing of that name that you may "
     f"read: check its spelling, as owner/name. If it is private, {_LOG_IN}.",
     r"\b403\b": f"Your access token may not read it: make one that may at {{hub}}/settings/tokens, and {_LOG_IN}.",
-    r"SOCKS": "A SOCKS proxy is set, which takes a package: `uv pip install socksio`, or unset ALL_PROXY.",
 }
 
 

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from .errors import DataError, ModelError
 
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
+_LEAST_KNOWN = 0.8
 _TOKENIZER = "tokenizer.json, tokenizer_config.json and chat_template.jinja, as far as there are"
 
 
@@ -22,15 +23,18 @@ def require_model(folder: Path) -> None:
             f"into it (`study export RUN FOLDER --merge`; PEFT's merge_and_unload)."
         )
     if "model_type" not in _read_json(folder / "config.json"):
-        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        hint = f" There is one in {', '.join(inside)}: name that folder." if inside else ""
+        inside = sorted({path.parent.name for path in folder.glob("*/*config.json")})
+        hint = f" Name a folder in it: {', '.join(inside)}." if inside else ""
         raise ModelError(f"{folder} holds no model: config.json is missing, or not a model's.{hint}")
 
 
 def require_tokenizer(folder: Path) -> None:
     """Raise `ModelError` where a folder has no tokenizer: transformers would make one up that knows no word."""
     if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
-        base = _read_json(folder / "config.json").get("_name_or_path") or "the model that it was trained from"
+        base = (
+            _read_json(folder / "config.json").get("_name_or_path")
+            or "the folder or Hub model that it was trained from"
+        )
         raise ModelError(f"{folder} holds a model without its tokenizer: copy {_TOKENIZER}, into it, from {base}.")
     if not (folder / "tokenizer.json").exists() and any(folder.glob("*.model")) and not find_spec("sentencepiece"):
         raise ModelError(
@@ -47,7 +51,7 @@ def require_own_tokenizer(
     ends = [
         end for given in (config.eos_token_id, generation) for end in (given if isinstance(given, list) else [given])
     ]
-    if not set(tokenizer(text, add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
+    if _known_part(tokenizer, [text]) < _LEAST_KNOWN:
         wrong = "knows no word of the prompt"
     elif len(tokenizer) > config.vocab_size:
         wrong = f"knows {len(tokenizer):,} tokens, the model {config.vocab_size:,}"
@@ -61,17 +65,20 @@ def require_own_tokenizer(
 
 
 def require_known_script(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
-    """Raise `DataError` where a tokenizer makes `<unk>`, or nothing, of a fifth of the characters in texts."""
-    if not texts:
-        return
+    """Raise `DataError` where a tokenizer does not know the script of texts."""
+    if texts and (known := _known_part(tokenizer, texts)) < _LEAST_KNOWN:
+        raise DataError(
+            f"The model's tokenizer knows {known:.0%} of the characters in the texts, which begin {texts[0][:40]!r}. "
+            f"Take a model for their script: Qwen's and SmolLM2's know every character."
+        )
+
+
+def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+    """Of the characters in texts, the fraction that is not lost as `<unk>` or as nothing."""
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     decoded = tokenizer.batch_decode(ids, skip_special_tokens=True)
     known, whole = (len("".join("".join(some).split())) for some in (decoded, texts))
-    if known < 0.8 * whole:
-        raise DataError(
-            f"The model's tokenizer knows {known / whole:.0%} of the characters in the texts, which begin "
-            f"{texts[0][:40]!r}. Take a model for their script: Qwen's and SmolLM2's know every character."
-        )
+    return known / whole if whole else 1.0
 
 
 def _read_json(path: Path) -> dict:

@@ -16,7 +16,12 @@ from dialogue_summarization import models, packaged, runs, study
 from dialogue_summarization.errors import ModelError, RecordError, UserError
 from dialogue_summarization.experiments import METHODS
 
-FULL_DISK = (UserError, OSError, RuntimeError, safetensors.SafetensorError)  # ours, the system's, PyTorch's, safetensors'
+FULL_DISK = (
+    UserError,
+    OSError,
+    RuntimeError,
+    safetensors.SafetensorError,
+)  # ours, the system's, PyTorch's, safetensors'
 
 
 def make(experiment, method, outputs):

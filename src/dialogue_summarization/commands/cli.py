@@ -57,6 +57,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"study: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        from .execution import memory_advice
+
+        print(f"study: Memory is short. {memory_advice()}", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.errno not in _NOT_WRITTEN:
             raise

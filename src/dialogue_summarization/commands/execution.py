@@ -4,12 +4,14 @@ A kernel of its own for each notebook would import torch and transformers again,
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from ..disk import require_writable
 from ..errors import UserError
+from .models import GIB
 
 EMPTY = "get_ipython().reset(new_session=True)\nimport gc\ngc.collect()\ndel gc"
 _TQDM = re.compile(r"(?P<what>\w[\w -]*): +\d+%.*?(?P<done>\d+)/(?P<total>\d+) \[[\d:]+<(?P<left>[\d:]+)")
@@ -63,8 +66,11 @@ def kernel(folder: Path) -> Iterator[Kernel]:
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
     client.create_kernel_manager().kernel_spec_manager.kernel_dirs = []  # this Python's own, whatever else is installed
     require_runtime_folder()
-    with client.setup_kernel(cwd=str(folder)):
-        yield client
+    try:
+        with client.setup_kernel(cwd=str(folder)):
+            yield client
+    except RuntimeError as error:  # of jupyter_client: it died, or was too slow, before it was ready
+        raise UserError(f"The notebooks' kernel did not start ({error}). {memory_advice()}") from error
 
 
 def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
@@ -100,17 +106,28 @@ def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNo
 
 
 def _reason(error: Exception, notebook: NotebookNode) -> str:
-    if isinstance(error, CellExecutionError):
-        count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
-        return f"stopped in cell {count}: {error.ename}: {error.evalue}"
+    if not isinstance(error, CellExecutionError):
+        return f"stopped: its kernel was ended from outside, as a rule for want of memory. {memory_advice()}"
+    count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
+    reason = f"stopped in cell {count}: {error.ename}: {error.evalue}"
+    wants_memory = error.ename == "MemoryError" or "allocate memory" in error.evalue
+    return f"{reason}. {memory_advice()}" if wants_memory else reason
+
+
+def memory_advice() -> str:
+    """How much memory there is, and what to do where it is too little."""
+    memory = psutil.virtual_memory()
     return (
-        "stopped: its kernel was ended from outside, as a rule for want of memory. Close other programs, run less at "
-        "once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
+        f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB of memory are free now. Close other programs, run "
+        f"less at once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
     )
 
 
 def _kept(path: Path) -> str:
-    return f"The notebook as far as it came: {path}. What was finished is kept; the same command goes on."
+    where = f"The notebook as far as it came: {path}."
+    if shutil.disk_usage(path.parent).free < 1 << 20:
+        where = f"The disk of {path.parent} is full: free some space, or name another folder (--outputs)."
+    return f"{where} What was finished is kept; the same command goes on."
 
 
 def _write(notebook: NotebookNode, target: Path) -> None:

@@ -6,12 +6,16 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .. import experiments
 from ..errors import ConfigurationError
-from ..experiments import EXPERIMENTS, STUDY_RUNS, Experiment, Method
+from ..experiments import EXPERIMENTS, PACKAGED_MODEL, STUDY_RUNS, Experiment, Method
 from ..ranks import require_one, world_size
 from .models import BASE_MODELS
+
+if TYPE_CHECKING:
+    import datasets
 
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
 MADE_BY = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}  # the other runs of the study: NOTEBOOKS[2]
@@ -36,8 +40,11 @@ def run_experiment(options: Namespace) -> None:
     folder, source = outputs / experiment.name, data.ROOT / "notebooks"
     if not source.exists():
         raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
-    # Errors here, not in a notebook: bad data, and a run that another process is making.
-    test = data.load(experiment)["test"]
+    # Errors here, not in a notebook: bad data, a model that cannot learn from it, a run that another process is making.
+    splits = data.load(experiment)
+    test = splits["test"]
+    if experiment.model != PACKAGED_MODEL:
+        _try_to_encode(experiment, splits)
     for name in names:
         unlock(lock_run(folder / name / f"seed-{options.seed}.partial"))
     if options.gpus != 1:
@@ -65,6 +72,16 @@ def run_experiment(options: Namespace) -> None:
     made = [run for run in made if run.config.seed == options.seed]
     print(f"\n{report.results(made).to_string()}\n\n{report.signature(test)}\n\n{report.example(made, test)}")
     print(f"\nTo open: {folder / 'notebooks' / notebooks[-1]}.html\nRecords of the runs: {folder}")
+
+
+def _try_to_encode(experiment: Experiment, splits: "datasets.DatasetDict") -> None:
+    from .. import models
+
+    _, family = models.load_tokenizer(models.local_snapshot(experiment.model), experiment)
+    for rows in (splits["train"], splits["validation"]):
+        several = zip(rows["dialogue"], rows["summaries"], strict=True)
+        family.encode_all(*zip(*((dialogue, text) for dialogue, texts in several for text in texts), strict=True))
+    family.encode_all(splits["test"]["dialogue"])
 
 
 def _absolute(source: str | None) -> str | None:
