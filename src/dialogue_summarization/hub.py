@@ -41,6 +41,7 @@ _ADVICE = {
     f"Unset HF_TOKEN if it is set, make another at {{hub}}/settings/tokens, and {_LOG_IN}.",
     r"RepositoryNotFound|doesn't exist|HFValidation|\b(401|404)\b": "The Hub has nothing of that name that you may "
     f"read: check its spelling, as owner/name. If it is private, {_LOG_IN}.",
+    r"\[Errno (13|17|20|28|30)\]": "Its cache {cache} cannot be written: set HF_HOME to a folder that can be.",
     r"\b403\b": f"Your access token may not read it: make one that may at {{hub}}/settings/tokens, and {_LOG_IN}.",
 }
 
@@ -54,4 +55,6 @@ def advice(error: BaseException, page: str) -> str:
     text = " ".join(f"{type(one).__name__} {one}" for one in told)
     found = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, text)), None)
     default = "Try again when it answers; what was fetched is kept."
-    return (found or default).format(page=f"{constants.ENDPOINT}/{page}", hub=constants.ENDPOINT)
+    return (found or default).format(
+        page=f"{constants.ENDPOINT}/{page}", hub=constants.ENDPOINT, cache=constants.HF_HUB_CACHE
+    )

@@ -223,7 +223,8 @@ def test_figures_show_every_system_and_every_cost(quickstart):
 def test_records_say_where_they_come_from(quickstart):
     several, _ = quickstart
     made = [one.runs[0] for one in several if one.kind == "run"]
-    record = comparison.record_sources(made[:1], ["zero-shot", "full"])["record"]
+    splits = data.load(experiments.experiment("quickstart"))
+    record = comparison.record_sources(made[:1], ["zero-shot", "full"], splits)["record"]
     assert record["zero-shot (reference)"].startswith("committed reference of 20")
     assert record["full"] == "missing: notebooks 01 to 03 make it"
 

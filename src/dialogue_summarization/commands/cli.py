@@ -22,8 +22,8 @@ from ..errors import UserError
 from ..experiments import EXPERIMENTS, METHODS
 from ..methods.table import FURTHER_METHODS
 
-_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
-_WRITE = "Free some space or name another folder; what was finished is kept, and the same command goes on."
+_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
+_USE = "Free some space or name another folder; what was finished is kept, and the same command goes on."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,9 +65,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"study: Memory is short. {memory_advice()}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in _NOT_WRITTEN:
+        if error.errno not in _UNUSABLE:
             raise
-        print(f"study: {error.filename or 'A file'} cannot be written: {error.strerror}. {_WRITE}", file=sys.stderr)
+        print(f"study: {error.filename or 'A file'} cannot be used: {error.strerror}. {_USE}", file=sys.stderr)
         return 1
     return 0
 

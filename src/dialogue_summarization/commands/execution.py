@@ -65,7 +65,6 @@ def kernel(folder: Path) -> Iterator[Kernel]:
     client = Kernel(nbformat.v4.new_notebook(), kernel_name="python3", timeout=None, coalesce_streams=True)
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
     client.create_kernel_manager().kernel_spec_manager.kernel_dirs = []  # this Python's own, whatever else is installed
-    require_runtime_folder()
     try:
         with client.setup_kernel(cwd=str(folder)):
             yield client
@@ -118,7 +117,7 @@ def memory_advice() -> str:
     """How much memory there is, and what to do where it is too little."""
     memory = psutil.virtual_memory()
     return (
-        f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB of memory are free now. Close other programs, run "
+        f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB of memory are free. Close other programs, run "
         f"less at once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
     )
 

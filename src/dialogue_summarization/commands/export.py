@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Template
 
 from .. import hardware, models, report, runs
+from ..disk import require_writable
 from ..errors import ConfigurationError, ModelError
 from ..generation import BatchGenerator, generation_config
 from .trained import find_trained
@@ -44,6 +45,7 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False) -> Path:
         raise ConfigurationError(f"No weights of {run.folder} are here: it trained nothing, or {maker}.")
     if folder.exists():
         raise ConfigurationError(f"{folder} is there already. Name a new folder.")
+    require_writable(folder.parent, "Name another folder.")
     bundle = models.load_model(run.experiment, run.weights)
     if merge:
         if not asked.peft or bundle.model.active_peft_config.is_prompt_learning:
@@ -54,7 +56,6 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False) -> Path:
     config = generation_config(bundle, settings, no_repeat_ngram_size=size, disable_compile=None)
     models.base_model(bundle.model).generation_config = config
     card = model_card(run, bundle, is_adapter=bool(asked.peft) and not merge)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         target = Path(temporary) / "model"
         models.save(bundle, target, _public_name(asked.model))

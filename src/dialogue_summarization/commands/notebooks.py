@@ -41,6 +41,7 @@ def run_experiment(options: Namespace) -> None:
     if not source.exists():
         raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
     # Errors here, not in a notebook: bad data, a model that cannot learn from it, a run that another process is making.
+    execution.require_runtime_folder()
     splits = data.load(experiment)
     test = splits["test"]
     if experiment.model != PACKAGED_MODEL:
@@ -125,10 +126,11 @@ def copy_for_class(options: Namespace) -> None:
     from nbconvert.preprocessors import ClearOutputPreprocessor
 
     from ..data import ROOT
+    from ..disk import require_writable
 
     if options.folder.exists():
         raise ConfigurationError(f"{options.folder} is there already. Name a new folder.")
-    options.folder.mkdir(parents=True)
+    require_writable(options.folder, "Name another folder.")
     for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(source, as_version=4), {})
         for cell in notebook.cells:

@@ -10,6 +10,8 @@ from ..errors import ConfigurationError, DataError
 from ..evaluation import likelihood, mbr
 from ..tokenization import Family
 
+_COPY = "Copy the run's folder to where it can be, and name the copy."
+
 
 def find_runs(place: Path) -> list[runs.Run]:
     """The runs in a folder, or of a name below outputs or the committed records, as quickstart/full: one per seed."""
@@ -57,6 +59,7 @@ def decode(options: Namespace) -> None:
         stem += f"-validation-{temperature:g}-{epsilon:g}"
     sampling = {"temperature": temperature, "epsilon_cutoff": epsilon}
     for run in find_trained(options.run):
+        disk.require_writable(run.folder, _COPY)
         rows = mbr.dialogues_of(run, options.dataset or run.config.dataset, options.split)
         with hardware.quiet():
             texts, record = mbr.decode(run, rows, options.split, options.samples, sampling, options.seed)
@@ -71,6 +74,7 @@ def measure_likelihoods(options: Namespace) -> None:
     """Test which summaries a run's model finds likelier, write `likelihood.csv` into its folder, print the table."""
     records = find_trained(options.run)
     for run in records:
+        disk.require_writable(run.folder, _COPY)
         test = mbr.dialogues_of(run, options.dataset or run.config.dataset, "test")
         with hardware.quiet():
             bundle = study.load_run(run)
