@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from . import digests
 from .errors import ConfigurationError
 from .prompts import BRIEF, PROMPT
 from .settings import ALL_LINEAR, ATTENTION, LORA_DEFAULTS, Setting, parse
@@ -176,6 +177,12 @@ def method(name: str) -> Method:
     return _lookup("run", name, METHODS | FURTHER_METHODS)
 
 
+def methods(names: str) -> list[Method]:
+    """The methods of names with commas between them, at least one. Raises `ConfigurationError`."""
+    wanted = dict.fromkeys(filter(None, map(str.strip, names.split(","))))
+    return [method(name) for name in wanted or [""]]
+
+
 def experiment(
     name: str,
     *,
@@ -187,15 +194,16 @@ def experiment(
 ) -> Experiment:
     """The experiment of that name, or one derived from it, whose name says so: it overwrites nothing.
 
-    `model` and `dataset` are a Hub id or a folder; `limit` takes only the first dialogues of each split. `settings` are
-    texts such as `lora-balanced.r=32`; one that names no run belongs to the one of `runs` (default: the experiment's
-    own) that it can belong to. Raises `ConfigurationError` where a name, the limit or a setting cannot be used.
+    `model` and `dataset` are a Hub id or a folder, of which the name has six digits of its content; `limit` takes only
+    the first dialogues of each split. `settings` are texts such as `lora-balanced.r=32`; one that names no run belongs
+    to the one of `runs` (default: the experiment's own) that it can belong to. Raises `ConfigurationError` where a
+    name, the limit or a setting cannot be used.
     """
     derived = _lookup("experiment", name, EXPERIMENTS)
     if model:
-        derived = replace(derived, name=f"{derived.name}-{_last_part(model)}", model=str(model))
+        derived = replace(derived, name=f"{derived.name}-{_label(model)}", model=str(model))
     if dataset:
-        derived = replace(derived, name=f"{derived.name}-{_last_part(dataset)}", dataset=str(dataset), dialogues={})
+        derived = replace(derived, name=f"{derived.name}-{_label(dataset)}", dataset=str(dataset), dialogues={})
     if limit is not None:
         if limit < 1:
             raise ConfigurationError(f"The limit is a number of dialogues, 1 or more, not {limit}.")
@@ -240,6 +248,8 @@ def _lookup(kind: str, name: str, table: Mapping[str, object]) -> object:
     return table[name]
 
 
-def _last_part(source: str) -> str:
+def _label(source: str) -> str:
     folder = Path(source).expanduser()
-    return folder.resolve().name if folder.is_dir() else folder.name
+    if folder.is_dir():
+        return f"{folder.resolve().name}-{digests.of_folder(folder, digests.MODEL_FILES + digests.DATA_FILES)[:6]}"
+    return str(source).strip("./~").replace("/", "--")  # as the Hub's cache has it

@@ -13,7 +13,7 @@ from IPython.display import HTML
 from .errors import DataError
 from .intervals import interval
 from .rouge import TYPES
-from .runs import Run
+from .runs import Run, require_data
 from .texts import has_other_letters
 
 HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
@@ -56,18 +56,25 @@ def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") 
 
 
 def results(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row per run: ROUGE as mean and 95 % interval over dialogues, the part that was trained, time and memory."""
+    """A row per run: ROUGE as mean and 95 % interval over dialogues, the part that was trained, time and memory.
+
+    "Cut to fit" is how many test dialogues lost their end. Raises `DataError` where the runs are of different data.
+    """
     rows = []
+    if other := next((run for run in runs if run.config.data_fingerprint != runs[0].config.data_fingerprint), None):
+        raise DataError(f"{other.folder} and {runs[0].folder} are of different data: make one of them anew.")
     for run in runs:
         row: dict[str, object] = {"run": display_name(run)}
         for name in TYPES:
             row[HEADINGS[name]] = with_interval(run.scores[name].mean(), interval(run.scores[name]))
         trained = run.metrics["trainable_parameters"] / run.metrics["parameters"]
         row["trainable parameters"] = f"{trained:.2%}" if trained else "none"
+        if cut := run.metrics.get("truncated_dialogues"):
+            row["cut to fit"] = f"{cut} of {run.metrics['dialogues']}"
         for heading, (name, unit) in _COSTS.items():
             row[heading] = f"{run.metrics[name] / unit:.1f}" if name in run.metrics else "–"
         rows.append(row)
-    return pd.DataFrame(rows).set_index("run")
+    return pd.DataFrame(rows).set_index("run").fillna("–")
 
 
 def signature(test: datasets.Dataset) -> str:
@@ -91,6 +98,7 @@ def predictions(run: Run, test: datasets.Dataset) -> list[str]:
             f"{run.folder}: its {len(run.predictions)} summaries are not of these {len(test)} test dialogues. "
             f"Was the run made with another data set or limit?"
         )
+    require_data(run, {"test": test})
     return list(run.predictions["prediction"])
 
 

@@ -22,6 +22,7 @@ from .errors import ModelError, TrainingDiverged
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .models import ModelBundle, count_parameters, further_methods
+from .ranks import require_one
 from .rouge import score_dialogues
 from .tokenization import IGNORE_INDEX, Family
 
@@ -93,11 +94,14 @@ def largest_divisor(batch_size: int, most: int) -> int:
 def trainer_class() -> type["SummarizationTrainer"]:
     """The trainer for this machine: plain on a CPU, accelerated on a GPU, distributed in several processes.
 
-    They learn the same.
+    They learn the same. Raises `ConfigurationError` where the environment speaks of processes that are not there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         from .distributed.trainer import DistributedTrainer as chosen
-    elif torch.cuda.is_available():
+
+        return chosen
+    require_one()
+    if torch.cuda.is_available():
         from .acceleration.trainer import AcceleratedTrainer as chosen
     else:
         chosen = SummarizationTrainer
@@ -159,6 +163,9 @@ class SummarizationTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's; leaves `train_seconds`, `peak_memory` and `joules`. Raises `TrainingDiverged` and `ModelError`."""
         self._start = None
+        # Two checkpoints, with two moments per weight, stand beside what is saved in the end.
+        copies = 1 + 2 * 3 * (self.args.save_strategy != "no") + self.settings.averaged_epochs
+        hardware.require_room(count_parameters(self.model)["trainable_parameters"], Path(self.args.output_dir), copies)
         try:
             with hardware.Meter() as meter:
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

@@ -97,6 +97,14 @@ def test_without_gradio_the_message_says_how_to_have_it(monkeypatch, made, capsy
     assert "--extra demo" in capsys.readouterr().err
 
 
+def test_a_socks_proxy_is_named(monkeypatch, made, tmp_path, capsys):
+    (tmp_path / "gradio.py").write_text("raise ImportError(\"Using SOCKS proxy, but 'socksio' is not installed.\")")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gradio", raising=False)
+    assert cli.main(["demo", "tiny", "--outputs", str(made)]) == 1
+    assert "uv pip install socksio" in capsys.readouterr().err
+
+
 # `study demo`, saying on standard output whom it connects to.
 WATCHED = """
 import sys

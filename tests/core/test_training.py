@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ import transformers
 from helpers import tiny_experiment, tiny_model, tiny_rows, trainer_of, with_data
 from transformers.integrations import integration_utils
 
-from dialogue_summarization import data, models, training
-from dialogue_summarization.errors import TrainingDiverged
+from dialogue_summarization import data, hardware, models, training
+from dialogue_summarization.errors import ConfigurationError, NotEnoughMemory, TrainingDiverged, UserError
 from dialogue_summarization.experiments import METHODS, Generation, Settings
 from dialogue_summarization.generation import summarize
 from dialogue_summarization.rouge import score_dialogues
@@ -23,6 +24,31 @@ FAST = replace(TINY, learning_rate=1e-2, batch_size=8)
 EPOCHS = {"t5": 60, "llama": 100}  # enough to learn eight summaries by heart
 GENERATION = Generation(max_new_tokens=30)
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}
+
+
+def test_a_training_waits_for_no_process_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match=r"WORLD_SIZE=2.*unset WORLD_SIZE"):
+        training.trainer_class()
+    monkeypatch.delenv("WORLD_SIZE")
+    assert training.trainer_class() is training.SummarizationTrainer
+
+
+@pytest.mark.parametrize(("patched", "error"), [("free_memory", NotEnoughMemory), ("shutil", UserError)])
+def test_a_training_that_cannot_end_does_not_begin(tiny, tmp_path, monkeypatch, patched, error):
+    trainer = trainer_of(tiny, FAST, tmp_path)
+    size = 4 * models.count_parameters(trainer.model)["trainable_parameters"]
+    # Gradients and two moments in memory. On disk: two checkpoints of three parts each, and the model.
+    needed = {"free_memory": 3 * size, "shutil": 7 * size}[patched]
+    for free in (needed - 1, needed):
+        disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(hardware, patched, disk if patched == "shutil" else lambda free=free: free)
+        if free < needed:
+            with pytest.raises(error, match="GiB"):
+                trainer.train()
+            assert trainer.state.global_step == 0
+        else:
+            trainer.train()
 
 
 def train(*some, **more):

@@ -8,16 +8,18 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import forked
 import matplotlib.image
 import nbformat
 import papermill
 import pytest
+from jupyter_client.provisioning import local_provisioner
 from safetensors.torch import load_file
 
 from dialogue_summarization import data, experiments, report, runs, study
-from dialogue_summarization.commands import cli
+from dialogue_summarization.commands import cli, execution
 from dialogue_summarization.commands.execution import execute as execute_notebooks
 from dialogue_summarization.commands.notebooks import NOTEBOOKS
 from dialogue_summarization.errors import UserError
@@ -138,6 +140,58 @@ def test_a_failing_cell_is_named_and_the_notebook_kept(tmp_path):
         "error",
     ]
     assert "so far" in (tmp_path / "executed" / "failing.html").read_text("utf-8")
+
+
+def notebook_of(code, path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", r"ended from outside, .* want of memory\. [\d.]+ of [\d.]+ GiB"),
+        (
+            'raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 9 bytes.")',
+            r"you tried to allocate 9 bytes\.+ [\d.]+ of [\d.]+ GiB of memory are free",
+        ),
+    ],
+)
+def test_a_want_of_memory_is_named_with_what_to_do(cell, said, tmp_path):
+    source = notebook_of(cell, tmp_path / "hungry.ipynb")
+    with forked.kernels(), pytest.raises(UserError, match=said) as caught:
+        execute_notebooks({source: {}}, tmp_path / "executed")
+    assert "--runs zero-shot,lora-balanced" in str(caught.value) and (tmp_path / "executed" / source.name).exists()
+
+
+def test_a_full_disk_is_named_with_the_cell_that_filled_it(tmp_path, monkeypatch):
+    source = notebook_of("raise OSError(28, 'No space')", tmp_path / "large.ipynb")
+    monkeypatch.setattr(execution.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with forked.kernels(), pytest.raises(UserError, match=r"(?s)stopped in cell 1: OSError.*is full: free some space"):
+        execute_notebooks({source: {}}, tmp_path / "executed")
+
+
+def test_kernels_are_of_this_python_whatever_else_is_installed(tmp_path, monkeypatch):
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"  # as another environment leaves it in the user's home
+    spec.parent.mkdir(parents=True)
+    other = {"argv": ["no-such-python", "{connection_file}"], "display_name": "", "language": "python"}
+    spec.write_text(json.dumps(other))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    source = notebook_of("print('ran')", tmp_path / "which.ipynb")
+    with forked.kernels():
+        execute_notebooks({source: {}}, tmp_path / "executed")
+    assert "ran" in json.dumps(outputs(tmp_path / "executed" / source.name))
+
+
+def test_a_kernel_that_does_not_start_is_said(tmp_path, monkeypatch):
+    def launch(line, **options):
+        return usual([sys.executable, "-c", "raise SystemExit(9)"], **options)
+
+    usual = local_provisioner.launch_kernel
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch)
+    source = notebook_of("1", tmp_path / "any.ipynb")
+    with pytest.raises(UserError, match=r"kernel did not start.*GiB of memory are free"):
+        execute_notebooks({source: {}}, tmp_path / "executed")
 
 
 def test_bad_data_is_said_before_a_notebook_runs(tmp_path):

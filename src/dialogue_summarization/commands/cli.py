@@ -9,6 +9,8 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
   study summarize quickstart/full dialogue.txt
 """
 
+import errno
+import io
 import os
 import sys
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -23,10 +25,29 @@ from ..methods.table import FURTHER_METHODS
 SET = "another setting, as epochs=2, or of one run, as lora-balanced.r=32; see docs/settings.md (repeatable)"
 REPORT_TO = "trackers, of: tensorboard, wandb, mlflow, trackio, none (default: tensorboard, files on this machine)"
 LONG = "dialogues longer than the model takes: cut at the end (default), or split and summarized in parts"
+_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
+_USE = "Free some space or name another folder; what was finished is kept, and the same command resumes."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, 1 after an error that the user can mend, or 130 after an interruption."""
+    """Run the command line. Returns 0, 1 after an error that the user can mend, 130 after an interruption, or 141.
+
+    The last is where whoever reads the output, as `head`, has read enough.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where a console lacks a character
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "quickstart")
@@ -41,6 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except UserError as error:
         print(f"study: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        from .execution import memory_advice
+
+        print(f"study: Memory is short. {memory_advice()}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _UNUSABLE:
+            raise
+        print(f"study: {error.filename or 'A file'} cannot be used: {error.strerror}. {_USE}", file=sys.stderr)
         return 1
     return 0
 

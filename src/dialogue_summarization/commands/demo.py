@@ -10,6 +10,7 @@ import pandas as pd
 
 from .. import hardware, runs, study
 from ..errors import ConfigurationError, UserError
+from ..hub import SOCKS
 from ..models import ModelBundle
 from ..report import display_name
 from .long import summarize_long
@@ -19,8 +20,9 @@ def serve(options: Namespace) -> None:
     """Serve the page until interrupted. It fetches nothing from elsewhere and reports to no one. Raises `UserError`."""
     try:
         import gradio
-    except ImportError:
-        raise UserError("The page needs gradio: `uv sync --extra demo`, or pip install -e '.[demo]'.") from None
+    except ImportError as error:
+        reason = SOCKS if "SOCKS" in str(error) else "`uv sync --extra demo`, or pip install -e '.[demo]'"
+        raise UserError(f"The page needs gradio: {reason}.") from None
     records = loadable(runs.collect(options.experiment, options.outputs or runs.OUTPUTS), options.experiment)
     with hardware.quiet():
         bundles = [study.load_run(run) for run in records]

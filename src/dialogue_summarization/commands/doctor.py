@@ -3,14 +3,18 @@
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 
 from .. import hardware, hub, packaged, runs
-from ..errors import ConfigurationError, ModelError
+from ..disk import require_writable
+from ..errors import ConfigurationError, ModelError, UserError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, SAMPLE_DATA, Experiment
+from ..ranks import require_one
+from .execution import require_runtime_folder
 from .models import BASE_MODELS
 
 OTHER_GB = 3.2  # beside parameters, gradients and optimizer: the quickstart's full run took 5.3 GB in all on a CPU
@@ -22,7 +26,8 @@ def report(options: Namespace) -> None:
     outputs = (options.outputs or runs.OUTPUTS).resolve()
     machine, hub_error = runs.environment(), hub.offline_reason()
     cached = ["/".join(path.name.split("--")[1:]) for path in sorted(Path(constants.HF_HUB_CACHE).glob("*--*"))]
-    disk = shutil.disk_usage(next(place for place in (outputs, *outputs.parents) if place.exists()))
+    place = next(place for place in (outputs, *outputs.parents) if place.exists())
+    disk = shutil.disk_usage(place)
     print(f"Device:         {machine['device']} ({machine['system']})")
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         print(f"                NVIDIA GPU found, torch built without CUDA: {CUDA_TORCH}")
@@ -33,6 +38,11 @@ def report(options: Namespace) -> None:
     print(f"Hub:            {hub_error or 'it answers'}; in {constants.HF_HUB_CACHE}: {', '.join(cached) or 'nothing'}")
     print(f"Packaged model: {_packaged_error() or f'{packaged.gguf().name}, converted into {packaged.cache()}'}")
     reasons = {name: problems(experiment, hub_error, cached) for name, experiment in EXPERIMENTS.items()}
+    for require in (partial(require_writable, place), packaged.require_cache, require_runtime_folder, require_one):
+        try:
+            require()
+        except UserError as error:
+            reasons = {name: [str(error), *others] for name, others in reasons.items()}
     for name, experiment in EXPERIMENTS.items():
         print(f"\n{name}: {experiment.title}")
         print("\n".join(f"  not here: {reason}" for reason in reasons[name]) or "  can run here")

@@ -4,12 +4,15 @@ A kernel of its own for each notebook would import torch and transformers again,
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
+from jupyter_core.paths import jupyter_runtime_dir
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import ClearOutputPreprocessor
@@ -18,6 +21,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
+from ..disk import require_writable
 from ..errors import UserError
 
 EMPTY = "get_ipython().reset(new_session=True)\nimport gc\ngc.collect()\ndel gc"
@@ -54,13 +58,22 @@ class Kernel(NotebookClient):
             self.bar.update()
 
 
+def require_runtime_folder() -> None:
+    """Raise `UserError` where a kernel could not start, which writes into the user's home how it is to be reached."""
+    require_writable(Path(jupyter_runtime_dir()), "Set HOME, or JUPYTER_RUNTIME_DIR, to a folder that can be.")
+
+
 @contextmanager
 def kernel(folder: Path) -> Iterator[Kernel]:
     """A kernel that works in a folder, started at once."""
     client = Kernel(nbformat.v4.new_notebook(), kernel_name="python3", timeout=None, coalesce_streams=True)
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
-    with client.setup_kernel(cwd=str(folder)):
-        yield client
+    client.create_kernel_manager().kernel_spec_manager.kernel_dirs = []  # this Python's own, whatever else is installed
+    try:
+        with client.setup_kernel(cwd=str(folder)):
+            yield client
+    except RuntimeError as error:  # of jupyter_client: it died, or was too slow, before it was ready
+        raise UserError(f"The notebooks' kernel did not start ({error}). {memory_advice()}") from error
 
 
 def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path, ending: str = "") -> str:
@@ -100,17 +113,28 @@ def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNo
 
 
 def _reason(error: Exception, notebook: NotebookNode) -> str:
-    if isinstance(error, CellExecutionError):
-        count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
-        return f"stopped in cell {count}: {error.ename}: {error.evalue}"
+    if not isinstance(error, CellExecutionError):
+        return f"stopped: its kernel was ended from outside, as a rule for want of memory. {memory_advice()}"
+    count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
+    reason = f"stopped in cell {count}: {error.ename}: {error.evalue}"
+    wants_memory = error.ename == "MemoryError" or "allocate memory" in error.evalue
+    return f"{reason}. {memory_advice()}" if wants_memory else reason
+
+
+def memory_advice() -> str:
+    """How much memory there is, and what to do where it is too little."""
+    memory = psutil.virtual_memory()
     return (
-        "stopped: its kernel was ended from outside, as a rule for want of memory. Close other programs, run less at "
-        "once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
+        f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory are free. Close other programs, run "
+        f"less at once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
     )
 
 
 def _kept(path: Path) -> str:
-    return f"The notebook as far as it came: {path}. What was finished is kept. The same command resumes."
+    where = f"The notebook as far as it came: {path}."
+    if shutil.disk_usage(path.parent).free < 1 << 20:
+        where = f"The disk of {path.parent} is full: free some space, or name another folder (--outputs)."
+    return f"{where} What was finished is kept; the same command goes on."
 
 
 def _write(notebook: NotebookNode, target: Path) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Template
 
 from .. import data, hardware, models, report, runs
+from ..disk import require_writable
 from ..errors import ConfigurationError, ModelError
 from ..experiments import SAMPLE_DATA
 from ..generation import BatchGenerator, generation_config
@@ -47,6 +48,7 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None
         raise ConfigurationError(f"No weights of {run.folder} are here: it trained nothing, or {maker}.")
     if folder.exists():
         raise ConfigurationError(f"{folder} is there already. Name a new folder.")
+    require_writable(folder.parent, "Name another folder.")
     bundle = models.load_model(run.experiment, run.weights)
     if merge or (gguf and asked.peft):
         if not asked.peft or bundle.model.active_peft_config.is_prompt_learning:
@@ -58,7 +60,6 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None
     models.base_model(bundle.model).generation_config = config
     is_adapter = bool(asked.peft) and not (merge or gguf)
     card = model_card(run, bundle, is_adapter=is_adapter, gguf=f"model-{gguf}.gguf" if gguf else None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         target = Path(temporary) / "model"
         if gguf:

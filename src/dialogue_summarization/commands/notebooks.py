@@ -6,12 +6,16 @@ import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import experiments
 from ..errors import ConfigurationError
-from ..experiments import EXPERIMENTS, STUDY_RUNS, Experiment, Method
+from ..experiments import EXPERIMENTS, PACKAGED_MODEL, STUDY_RUNS, Experiment, Method
+from ..ranks import require_one, world_size
 from .models import BASE_MODELS
+
+if TYPE_CHECKING:
+    import datasets
 
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")
@@ -20,8 +24,9 @@ MADE_BY = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}  # the other runs of
 
 def run_experiment(options: Namespace) -> None:
     """Make the runs, by the notebooks that teach them, and print their results. Raises many kinds of `UserError`."""
-    names = [name.strip() for name in options.runs.split(",") if name.strip()]
-    methods = [experiments.method(name) for name in names]
+    require_one()
+    methods = experiments.methods(options.runs)
+    names = [method.name for method in methods]
     experiment = asked_experiment(options.command, options, names)
     if options.report_to:
         report_to(options.report_to)
@@ -34,8 +39,12 @@ def run_experiment(options: Namespace) -> None:
     folder, source = outputs / experiment.name, data.ROOT / "notebooks"
     if not source.exists():
         raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
-    # Errors here, not in a notebook: bad data, and a run that another process is making.
+    # Errors here, not in a notebook: bad data, a model that cannot learn from it, a run that another process is making,
+    # hours on a CPU.
+    execution.require_runtime_folder()
     splits = data.load(experiment)
+    if experiment.model != PACKAGED_MODEL:
+        _try_to_encode(experiment, splits)
     for method in methods:
         unlock(lock_run(folder / method.name / f"seed-{options.seed}.partial"))
         is_made = (folder / method.name / f"seed-{options.seed}" / "metrics.json").exists()
@@ -110,6 +119,16 @@ def report_to(names: str) -> None:
     os.environ["STUDY_REPORT_TO"] = ",".join(chosen)
 
 
+def _try_to_encode(experiment: Experiment, splits: "datasets.DatasetDict") -> None:
+    from .. import models
+
+    _, family = models.load_tokenizer(models.local_snapshot(experiment.model), experiment)
+    for rows in (splits["train"], splits["validation"]):
+        several = zip(rows["dialogue"], rows["summaries"], strict=True)
+        family.encode_all(*zip(*((dialogue, text) for dialogue, texts in several for text in texts), strict=True))
+    family.encode_all(splits["test"]["dialogue"])
+
+
 def _absolute(source: str | None) -> str | None:
     is_folder = source is not None and Path(source).expanduser().is_dir()
     return str(Path(source).expanduser().resolve()) if is_folder else source  # notebooks run elsewhere
@@ -130,7 +149,7 @@ def _make_in_processes(experiment: Experiment, methods: Sequence[Method], option
 
 def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outputs: Path, force: bool) -> None:
     """Make runs without notebooks, in this process or in each of several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         from ..distributed import study
     else:
         from .. import study
@@ -145,10 +164,11 @@ def copy_for_class(options: Namespace) -> None:
     from nbconvert.preprocessors import ClearOutputPreprocessor
 
     from ..data import ROOT
+    from ..disk import require_writable
 
     if options.folder.exists():
         raise ConfigurationError(f"{options.folder} is there already. Name a new folder.")
-    options.folder.mkdir(parents=True)
+    require_writable(options.folder, "Name another folder.")
     for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(source, as_version=4), {})
         for cell in notebook.cells:

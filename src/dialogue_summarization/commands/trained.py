@@ -2,12 +2,16 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import disk, files, hardware, runs, study
 from ..errors import ConfigurationError, DataError
 from ..evaluation import likelihood, mbr
+from ..tokenization import Family
 from .long import summarize_long
+
+_COPY = "Copy the run's folder to where it can be, and name the copy."
 
 
 def find_runs(place: Path) -> list[runs.Run]:
@@ -37,7 +41,18 @@ def summarize(options: Namespace) -> None:
         summary, parts = summarize_long(bundle, text.strip(), settings, options.long)
     if parts > 1:
         print(f"Longer than the model takes: summarized in {parts} parts, then their summaries.", file=sys.stderr)
+    else:
+        say_what_is_cut(bundle.family, [text.strip()])
     print(summary)
+
+
+def say_what_is_cut(family: Family, dialogues: Sequence[str]) -> None:
+    """Say on standard error where dialogues are longer than the model reads."""
+    lengths, limit = list(map(family.prompt_length, dialogues)), family.max_prompt_tokens
+    if count := sum(length > limit for length in lengths):
+        which = f"{count} of {len(lengths)} dialogues are" if len(lengths) > 1 else "The dialogue is"
+        tokens = f"{max(lengths):,} tokens with the prompt, of {limit:,}"
+        print(f"{which} longer than the model takes: {tokens}. The end was left out.", file=sys.stderr)
 
 
 def decode(options: Namespace) -> None:
@@ -49,6 +64,7 @@ def decode(options: Namespace) -> None:
         stem += f"-validation-{temperature:g}-{epsilon:g}"
     sampling = {"temperature": temperature, "epsilon_cutoff": epsilon}
     for run in find_trained(options.run):
+        disk.require_writable(run.folder, _COPY)
         rows = mbr.dialogues_of(run, options.dataset or run.config.dataset, options.split)
         with hardware.quiet():
             texts, record = mbr.decode(run, rows, options.split, options.samples, sampling, options.seed)
@@ -63,7 +79,10 @@ def measure_likelihoods(options: Namespace) -> None:
     """Test which summaries a run's model finds likelier, write `likelihood.csv` into its folder, print the table."""
     records = find_trained(options.run)
     for run in records:
+        disk.require_writable(run.folder, _COPY)
         test = mbr.dialogues_of(run, options.dataset or run.config.dataset, "test")
         with hardware.quiet():
-            disk.write_csv(run.folder / "likelihood.csv", likelihood.run_test(study.load_run(run), test))
+            bundle = study.load_run(run)
+            say_what_is_cut(bundle.family, test["dialogue"])
+            disk.write_csv(run.folder / "likelihood.csv", likelihood.run_test(bundle, test))
     print(likelihood.table(records).to_string())

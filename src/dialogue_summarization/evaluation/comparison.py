@@ -19,7 +19,7 @@ from ..runs import Run
 from .statistics import compare, holm, verdict
 from .systems import KINDS, System, baselines, from_columns, human_baseline, of_runs, published, published_scores
 
-DETAILS = ("form only", "above form", "training dialogues", "validation loss", "seeds")
+DETAILS = ("form only", "above form", "training dialogues", "cut to fit", "validation loss", "seeds")
 
 
 def all_systems(
@@ -73,6 +73,8 @@ def _details(one: System) -> dict[str, str]:
     if one.runs:
         first = one.runs[0]
         details["training dialogues"] = f"{first.config.dialogues['train'] if first.config.settings else 0:,}"
+        if cut := first.metrics.get("truncated_dialogues"):
+            details["cut to fit"] = f"{cut} of {first.metrics['dialogues']}"
         losses = first.log.dropna(subset="eval_loss") if "eval_loss" in first.log else pd.DataFrame()
         if len(losses):
             before = f"{losses['eval_loss'].iloc[0]:.2f} → " if losses["step"].iloc[0] == 0 else ""

@@ -117,8 +117,7 @@ def run(space: SearchSpace, common: Common, outputs: Path, part: Part = (1, 1), 
 def prepare(trial: Trial, common: Common, folder: Path) -> PreparedRun:
     """The run that a trial is, to be made in a folder."""
     experiment, splits = trial.experiment(common.experiment), sample(common.splits, trial.train_fraction, trial.seed)
-    sizes = {split: len(rows) for split, rows in splits.items()}
-    config = study.configure(experiment, trial.method, trial.seed, sizes, data.fingerprint(splits))
+    config = study.configure(experiment, trial.method, trial.seed, splits)
     return PreparedRun(experiment, trial.method, splits, config, folder)
 
 
