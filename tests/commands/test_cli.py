@@ -373,7 +373,9 @@ def test_summarize_uses_the_trained_model(name, from_file, family_name, made_onc
         capsys.readouterr()
         assert cli.main(["summarize", str(run.folder), str(tmp_path / "dialogue.txt") if from_file else "-"]) == 0
         printed = capsys.readouterr()
-        assert printed.out.strip() == run.predictions["prediction"][0].strip() and not printed.err
+        assert printed.out.strip() == run.predictions["prediction"][0].strip()
+        learnt = f"trained on {run.config.dialogues['train']} dialogues of {run.config.dataset}"
+        assert printed.err == f"{run.config.experiment}/{name}, seed 0: {learnt}\n"
     (tmp_path / "long.txt").write_text("\n".join([dialogue] * 30), encoding="utf-8")
     assert cli.main(["summarize", str(run.folder), str(tmp_path / "long.txt")]) == 0
     tokens = re.search(

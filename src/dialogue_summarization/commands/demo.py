@@ -14,6 +14,7 @@ from ..hub import SOCKS
 from ..models import ModelBundle
 from ..report import display_name
 from .long import summarize_long
+from .trained import announce
 
 
 def serve(options: Namespace) -> None:
@@ -24,6 +25,8 @@ def serve(options: Namespace) -> None:
         reason = SOCKS if "SOCKS" in str(error) else "`uv sync --extra demo`, or pip install -e '.[demo]'"
         raise UserError(f"The page needs gradio: {reason}.") from None
     records = loadable(runs.collect(options.experiment, options.outputs or runs.OUTPUTS), options.experiment)
+    for run in records:
+        announce(run)
     with hardware.quiet():
         bundles = [study.load_run(run) for run in records]
     page = gradio.Interface(

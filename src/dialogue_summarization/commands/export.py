@@ -18,7 +18,7 @@ from ..errors import ConfigurationError, ModelError
 from ..experiments import SAMPLE_DATA
 from ..generation import BatchGenerator, generation_config
 from . import gguf_file
-from .trained import find_trained
+from .trained import announce, find_trained
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 DIALOGUE = "#Person1#: Did you bring the map?\n#Person2#: No, I left it at home."  # the card's example
@@ -28,6 +28,7 @@ def export_command(options: Namespace) -> None:
     """Export a run, and print what was written. Raises what `export` raises."""
     with hardware.quiet():
         run, folder = find_trained(options.run)[0], options.folder.expanduser()
+        announce(run)
         export(run, folder, merge=options.merge, gguf=options.gguf)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}.")
     print("It loads with transformers and peft alone, and writes what the run's own model writes.")

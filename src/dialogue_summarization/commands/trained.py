@@ -2,7 +2,6 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from .. import disk, files, hardware, runs, study
@@ -29,9 +28,19 @@ def find_trained(place: Path) -> list[runs.Run]:
     return [run for run in records if run.weights] or records
 
 
+def announce(run: runs.Run) -> None:
+    """Say on standard error which model is used, what it was trained on, and its licence where its folder has one."""
+    size = run.config.dialogues["train"] if run.config.settings else 0
+    trained = f"trained on {size:,} dialogues of {run.config.dataset}" if size else "not trained"
+    licence = run.folder / "LICENSE"
+    terms = f", {licence.read_text('utf-8').splitlines()[0]}" if licence.exists() else ""
+    print(f"{run.config.experiment}/{run.name}, seed {run.config.seed}: {trained}{terms}", file=sys.stderr)
+
+
 def summarize(options: Namespace) -> None:
     """Print a run's summary of the dialogue in a text file, or of standard input for `-`."""
     run = find_trained(options.run)[0]
+    announce(run)
     is_file = options.file != "-"
     text = files.read_text(Path(options.file)) if is_file else files.decode(sys.stdin.buffer.read(), "standard input")
     if not text.strip():
@@ -42,17 +51,16 @@ def summarize(options: Namespace) -> None:
     if parts > 1:
         print(f"Longer than the model takes: summarized in {parts} parts, then their summaries.", file=sys.stderr)
     else:
-        say_what_is_cut(bundle.family, [text.strip()])
+        say_what_is_cut(bundle.family, text.strip())
     print(summary)
 
 
-def say_what_is_cut(family: Family, dialogues: Sequence[str]) -> None:
-    """Say on standard error where dialogues are longer than the model reads."""
-    lengths, limit = list(map(family.prompt_length, dialogues)), family.max_prompt_tokens
-    if count := sum(length > limit for length in lengths):
-        which = f"{count} of {len(lengths)} dialogues are" if len(lengths) > 1 else "The dialogue is"
-        tokens = f"{max(lengths):,} tokens with the prompt, of {limit:,}"
-        print(f"{which} longer than the model takes: {tokens}. The end was left out.", file=sys.stderr)
+def say_what_is_cut(family: Family, dialogue: str) -> None:
+    """Say on standard error where a dialogue is longer than the model reads."""
+    length, limit = family.prompt_length(dialogue), family.max_prompt_tokens
+    if length > limit:
+        tokens = f"{length:,} tokens with the prompt, of {limit:,}"
+        print(f"The dialogue is longer than the model takes: {tokens}. The end was left out.", file=sys.stderr)
 
 
 def decode(options: Namespace) -> None:
