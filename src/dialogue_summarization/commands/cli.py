@@ -127,7 +127,7 @@ def _parser() -> ArgumentParser:
     option("--epsilon", type=float, default=0.02, help="least probability of a token that is drawn (default: 0.02)")
     option("--seed", type=int, default=0, help="of the draws (default: 0)")
     add("likelihood", "test how often a run's model finds a reference likelier than a wrong summary", a_run, data)
-    option = add("export", "write a trained model or adapter, with a card, and check that it loads alone", a_run)
+    option = add("export", "write a trained model or adapter, with a model card, and check that it loads alone", a_run)
     option("folder", type=Path, metavar="DIR", help="a new folder")
     option("--merge", action="store_true", help="a whole model, with the adapter in its weights")
     option("--gguf", choices=("f16", "q8_0"), help="one file for llama.cpp and Ollama, and a Modelfile")
