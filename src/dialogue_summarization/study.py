@@ -87,7 +87,7 @@ def require_time(experiment: Experiment, method: Method, dialogues: Mapping[str,
     if seconds > MOST_SECONDS:
         hours = f"{seconds / 3600:.0f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
         raise ConfigurationError(
-            f"{experiment.name}, {method.name}: about {hours} on this CPU. To start it anyway: --yes, or in a "
+            f"{experiment.name}, {method.name}: about {hours} on this CPU. To start it: --yes, or in a "
             f'notebook os.environ["STUDY_YES"] = "1". Shorter: --limit 64 (LIMIT = 64), or a machine with a GPU.'
         )
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from helpers import SHARED
 
-from dialogue_summarization import __version__, data, runs
+from dialogue_summarization import __version__, data, runs, settings
 from dialogue_summarization.commands import cli
 from dialogue_summarization.evaluation import results
 from measurements import documents, front_page, withhold
@@ -212,6 +212,16 @@ def test_commands_are_known(name, capsys):
 def test_there_are_commands():
     counts = [len(commands_of(name)) for name in DOCUMENTS]
     assert counts[0] >= 10 and counts[1] >= 8 and sum(counts) >= 30
+
+
+def test_the_table_of_settings_is_what_the_program_allows():
+    page = (data.ROOT / "docs" / "settings.md").read_text("utf-8").partition("## Choose")[0]
+    shown = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
+    assert shown == {
+        name: ", ".join(allowed) if isinstance(allowed[0], str) else f"{allowed[1]:g} to {allowed[2]:g}"
+        for fields in settings.ALLOWED.values()
+        for name, allowed in fields.items()
+    }
 
 
 def test_the_readmes_test_command_is_cis():

@@ -40,8 +40,8 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None
     `merge` writes a whole model with the adapter in its weights, `gguf` ("f16" or "q8_0") the same as one GGUF file. An
     adapter on a quantized base is checked, and merged, on that base in fp32.
 
-    Raises `ConfigurationError` where there are no weights, the folder is taken, or nothing can be merged; `ModelError`
-    where the base model is missing, or what was written does not load or writes something else.
+    Raises `ConfigurationError` where there are no weights, the folder is taken, or nothing can be merged. Raises
+    `ModelError` where the base model is missing, or what was written does not load or writes something else.
     """
     asked, settings = run.config, run.experiment.generation
     if run.weights is None:
@@ -87,7 +87,7 @@ def _public_name(source: str) -> str:
 
 
 def model_card(run: runs.Run, bundle: models.ModelBundle, *, is_adapter: bool, gguf: str | None = None) -> ModelCard:
-    """The card, from the run's record alone."""
+    """The model card, from the run's record alone."""
     template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
     of_run = {"run": run, "bundle": bundle, "dialogue": DIALOGUE, "scores": report.results([run]).to_markdown()}
     names = {"base": _public_name(run.config.model), "dataset": _public_name(run.config.dataset)}
@@ -96,7 +96,7 @@ def model_card(run: runs.Run, bundle: models.ModelBundle, *, is_adapter: bool, g
 
 
 def _check(card: ModelCard, folder: Path, run: runs.Run, bundle: models.ModelBundle, is_exact: bool) -> None:
-    """Run the card's code in a fresh process without a network or GPU, and compare its summary. Raises `ModelError`."""
+    """Run the model card's code in a process without network or GPU, and compare its summary. Raises `ModelError`."""
     code, base = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], models.local_snapshot(run.config.model)
     code = code.replace(f'BASE = "{_public_name(run.config.model)}"', f"BASE = {str(Path(base).resolve())!r}")
     env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
