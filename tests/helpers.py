@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import tokenizers
 import torch
@@ -263,3 +264,18 @@ def interrupt(patch, call):
 
     patch.setattr(callbacks, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     patch.setattr(training.SummarizationTrainer, "training_step", training_step)
+
+
+def run_cells(name, until, **parameters):
+    """What the code cells of a notebook define, run here with these parameters up to the cell that has a text."""
+    notebook = nbformat.read(data.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    names = {}
+    for number, source in enumerate(cells[1:]):  # the first one installs
+        exec(source, names)
+        if number == 0:
+            assert parameters.keys() <= names.keys()
+            names.update(parameters)
+        if until in source:
+            return names
+    raise AssertionError(f"no cell of {name} has {until!r}")

@@ -19,7 +19,7 @@ import pandas as pd
 from .errors import DataError
 from .experiments import SAMPLE_DATA, Experiment
 from .files import SUFFIXES, read_rows, refuse_written_list
-from .hub import offline_reason
+from .hub import advice, offline_reason
 from .texts import unify_line_ends, words
 
 SPLITS = ("train", "validation", "test")
@@ -54,7 +54,7 @@ def load_source(source: str) -> datasets.DatasetDict:
         reason = reason or f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         raise DataError(
             f"The data set {source!r} is not in the cache and could not be loaded from the Hugging Face Hub "
-            f"({reason}). Try again when it answers. Without a network, give a folder with the same files "
+            f"({reason}). {advice(error, f'datasets/{source}')} Without a network, give a folder with the same files "
             f"(--dataset PATH), or run the experiment quickstart, which needs none."
         ) from error
     if missing := [split for split in SPLITS if split not in raw]:
@@ -141,11 +141,11 @@ def _dialogue_ids(row_ids: list[list[str]]) -> list[str]:
 
 
 def fingerprint(splits: Mapping[str, datasets.Dataset]) -> str:
-    """A hash of all ids, dialogues and references: two sources with the same content have the same one."""
+    """A hash of all ids, dialogues and references of splits: sources with the same content have the same one."""
     digest = hashlib.sha256()
-    for split in SPLITS:
-        for row in splits[split]:
-            digest.update(json.dumps([split, row["id"], row["dialogue"], row["summaries"]]).encode())
+    for split in (name for name in SPLITS if name in splits):
+        for row in zip(*(list(splits[split][column]) for column in ("id", "dialogue", "summaries")), strict=True):
+            digest.update(json.dumps([split, *row]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,13 +70,26 @@ def set_aside(path: Path, folder: Path) -> Path:
     return path.replace(aside)
 
 
-def lock_run(tmp_dir: Path) -> filelock.BaseFileLock:
+def require_writable(folder: Path, remedy: str = "Name another folder: --outputs, or OUTPUTS in a notebook.") -> None:
+    """Make a folder, and raise `UserError` with a remedy where files cannot be written into it, or the disk is full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 14))
+            probe.flush()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}. {remedy}") from None
+
+
+def lock_run(tmp_dir: Path) -> filelock.BaseFileLock | None:
     """Make the run in `tmp_dir` this process's own until the lock is released; locking it twice is locking it once.
 
+    None, and a line that says so, where the drive has no locks.
+
     Raises:
-        UserError: Another process is making the run.
+        UserError: Another process is making the run, or the folder cannot be written.
     """
-    tmp_dir.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(tmp_dir.parent)
     path = tmp_dir.resolve().with_name(f"{tmp_dir.name}.lock")
     lock = filelock.FileLock(path, timeout=_LOCK_SECONDS, thread_local=False, is_singleton=True)
     try:
@@ -83,12 +97,18 @@ def lock_run(tmp_dir: Path) -> filelock.BaseFileLock:
     except filelock.Timeout:
         raise UserError(
             f"Another process is making the run in {tmp_dir}. Wait until it is done; of a notebook that was "
-            f"interrupted, shut the kernel down. Then the same command goes on."
+            f"interrupted, shut the kernel down. Then the same command resumes."
         ) from None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        print(f"{tmp_dir.parent}: the drive has no locks ({error.strerror}). Let no other process make the same run.")
+        return None
 
 
-def unlock(lock: filelock.BaseFileLock) -> None:
+def unlock(lock: filelock.BaseFileLock | None) -> None:
     """Let other processes have the run."""
-    with contextlib.suppress(OSError):  # Windows does not delete open files: an empty one stays
-        Path(lock.lock_file).unlink()
-    lock.release(force=True)
+    if lock:
+        with contextlib.suppress(OSError):  # Windows does not delete open files: an empty one stays
+            Path(lock.lock_file).unlink()
+        lock.release(force=True)

@@ -3,12 +3,15 @@
 Plain data, so that listing it imports nothing heavy. An entry states only what differs from the defaults.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from . import digests
 from .errors import ConfigurationError
 from .prompts import BRIEF, PROMPT
+from .settings import ALL_LINEAR, ATTENTION, LORA_DEFAULTS, Setting, parse
 
 PACKAGED_MODEL = "packaged/SmolLM2-135M-Instruct-Q4_1"
 SAMPLE_DATA = "sample"
@@ -35,6 +38,10 @@ class Settings:
     select_by: str = "rouge2"
     patience: int | None = None  # evaluations without improvement after which training stops
     averaged_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.patience >= self.epochs:
+            raise ConfigurationError(f"patience={self.patience} stops nothing in {self.epochs:g} epochs: take less.")
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,6 @@ class Method:
         """What changes the result besides PEFT's configuration and the settings, for the record."""
         options = {name: getattr(self, name) for name in ("loraplus_ratio", "last_blocks", "quantization")}
         return {name: value for name, value in options.items() if value is not None}
-
-
-ATTENTION = ("query", "key", "value", "output")
-ALL_LINEAR = (*ATTENTION, "mlp_in", "mlp_out")  # without the embeddings and the output layer
 
 
 def lora(rank: int, targets: tuple[str, ...], **changes: object) -> dict[str, object]:
@@ -102,6 +105,8 @@ class Experiment:
     generation: Generation = field(default_factory=Generation)
     prompt: str = PROMPT
     decoding: Mapping[str, Generation] = field(default_factory=dict)  # per method, where it differs from `generation`
+    adapters: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # per method, in place of its `peft`
+    changes: tuple[str, ...] = ()  # the settings by which it differs from the named experiment, as `parse` takes them
 
     def settings_for(self, method: Method) -> Settings | None:
         """The settings that `method` is trained with; None for a method that is not trained."""
@@ -115,6 +120,10 @@ class Experiment:
     def generation_for(self, method: Method) -> Generation:
         """How summaries of a run with `method` are generated."""
         return self.decoding.get(method.name, self.generation)
+
+    def adapted(self, method: Method) -> Method:
+        """The method with the adapter that it has in this experiment."""
+        return replace(method, peft=self.adapters.get(method.name, method.peft))
 
 
 _QUICKSTART = Experiment(
@@ -168,25 +177,69 @@ def method(name: str) -> Method:
     return _lookup("run", name, METHODS | FURTHER_METHODS)
 
 
+def methods(names: str) -> list[Method]:
+    """The methods of names with commas between them, at least one. Raises `ConfigurationError`."""
+    wanted = dict.fromkeys(filter(None, map(str.strip, names.split(","))))
+    return [method(name) for name in wanted or [""]]
+
+
 def experiment(
-    name: str, *, model: str | None = None, dataset: str | None = None, limit: int | None = None
+    name: str,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    limit: int | None = None,
+    settings: Sequence[str] = (),
+    runs: Sequence[str] | None = None,
 ) -> Experiment:
     """The experiment of that name, or one derived from it, whose name says so: it overwrites nothing.
 
-    `model` and `dataset` are a Hub id or a folder; `limit` takes only the first dialogues of each split. Raises
-    `ConfigurationError` where there is no such experiment or the limit is not positive.
+    `model` and `dataset` are a Hub id or a folder, of which the name has six digits of its content; `limit` takes only
+    the first dialogues of each split. `settings` are texts such as `lora-balanced.r=32`; one that names no run belongs
+    to the one of `runs` (default: the experiment's own) that it can belong to. Raises `ConfigurationError` where a
+    name, the limit or a setting cannot be used.
     """
     derived = _lookup("experiment", name, EXPERIMENTS)
     if model:
-        derived = replace(derived, name=f"{derived.name}-{_last_part(model)}", model=str(model))
+        derived = replace(derived, name=f"{derived.name}-{_label(model)}", model=str(model))
     if dataset:
-        derived = replace(derived, name=f"{derived.name}-{_last_part(dataset)}", dataset=str(dataset), dialogues={})
+        derived = replace(derived, name=f"{derived.name}-{_label(dataset)}", dataset=str(dataset), dialogues={})
     if limit is not None:
         if limit < 1:
             raise ConfigurationError(f"The limit is a number of dialogues, 1 or more, not {limit}.")
         sizes = {split: min(limit, derived.dialogues.get(split, limit)) for split in ("train", "validation", "test")}
         derived = replace(derived, name=f"{derived.name}-limit{limit}", dialogues=sizes)
-    return derived
+    for setting in parse(settings):
+        derived = _changed(derived, setting, runs or derived.runs)
+    full_name = "-".join((derived.name, *derived.changes))
+    if len(full_name) > 120:  # a folder has this name
+        full_name = f"{full_name[:110]}-{hashlib.sha256(full_name.encode()).hexdigest()[:8]}"
+    return replace(derived, name=full_name)
+
+
+def _changed(derived: Experiment, setting: Setting, runs: Sequence[str]) -> Experiment:
+    """The experiment with a setting; as it is where that is its value already."""
+    change, text = {setting.name: setting.value}, setting.text
+    if setting.kind == "generation" and not setting.run:  # of all runs
+        decoding = {run: replace(own, **change) for run, own in derived.decoding.items()}
+        after = replace(derived, generation=replace(derived.generation, **change), decoding=decoding)
+        return derived if after == derived else replace(after, changes=(*derived.changes, text))
+    several = [derived.adapted(method(name)) for name in ([setting.run] if setting.run else runs)]
+    takers = [one for one in several if setting.fits(one.is_trained, one.peft or {})]
+    if len(takers) != 1:
+        asked = f"{setting.run} has none" if setting.run else f"{len(takers)} of {', '.join(runs)} have it"
+        advice = f": name one, as {takers[0].name}.{text}" if takers else ""
+        raise ConfigurationError(f"{text} is a setting of one run's {setting.kind}, and {asked}{advice}.")
+    part, own = {
+        "training": ("settings", derived.settings_for(takers[0])),
+        "generation": ("decoding", derived.generation_for(takers[0])),
+        "adapter": ("adapters", takers[0].peft),
+    }[setting.kind]
+    before = own if isinstance(own, dict) else vars(own)
+    if before.get(setting.name, LORA_DEFAULTS.get(setting.name)) == setting.value:
+        return derived
+    changed = {part: {**getattr(derived, part), takers[0].name: type(own)(**(before | change))}}
+    return replace(derived, **changed, changes=(*derived.changes, f"{takers[0].name}.{text}"))
 
 
 def _lookup(kind: str, name: str, table: Mapping[str, object]) -> object:
@@ -195,6 +248,8 @@ def _lookup(kind: str, name: str, table: Mapping[str, object]) -> object:
     return table[name]
 
 
-def _last_part(source: str) -> str:
+def _label(source: str) -> str:
     folder = Path(source).expanduser()
-    return folder.resolve().name if folder.is_dir() else folder.name
+    if folder.is_dir():
+        return f"{folder.resolve().name}-{digests.of_folder(folder, digests.MODEL_FILES + digests.DATA_FILES)[:6]}"
+    return str(source).strip("./~").replace("/", "--")  # as the Hub's cache has it

@@ -1,12 +1,12 @@
 """Figures of runs: labelled axes, readable in greyscale, the same colour and marker for a run everywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from .experiments import STUDY_RUNS
-from .report import display_name
 from .runs import Run
 
 # Lightness differs as well as hue.
@@ -33,15 +33,15 @@ def colour_of(run: Run) -> str:
     return COLOURS.get(run.name, "#3f7f5f")
 
 
-def loss_curves(runs: Sequence[Run]) -> Figure:
-    """Training loss (lines) and validation loss (markers) over steps, of the runs that were trained."""
-    figure, (ax,) = panels()
-    for run in (run for run in runs if not run.log.empty):
-        trained, validated = run.log.dropna(subset="loss"), run.log.dropna(subset="eval_loss")
-        style = {"color": colour_of(run), "markeredgecolor": "white"}
-        ax.plot(trained["step"], trained["loss"], alpha=0.75, linewidth=1.3, label=display_name(run), **style)
-        ax.plot(validated["step"], validated["eval_loss"], "--", marker=MARKERS.get(run.name, "o"), **style)
-    ax.set(xlabel="optimizer step", ylabel="cross-entropy per token (nats)")
-    ax.set_title("Loss: training (lines), validation (markers)")
-    ax.legend(frameon=False)
+def memory_bars(parts: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A stacked bar per entry of what its memory holds, in bytes by name, and the sum in GB (10^9 bytes)."""
+    figure, (ax,) = panels(width=8, height=0.55 * len(parts) + 1.2)
+    table = pd.DataFrame(parts).T / 1e9
+    shades = ["#1b3a6b", "#5c7fb5", "#a9c0e0", "#f0b94a", "#d9603b"]
+    table.plot.barh(ax=ax, stacked=True, width=0.7, edgecolor="white", color=shades, legend=False)
+    for place, total in enumerate(table.sum(axis=1)):
+        ax.text(total, place, f" {total:.2f} GB", va="center")
+    ax.set(xlabel="memory (GB)", xlim=(0, 1.15 * ax.get_xlim()[1]))
+    ax.invert_yaxis()
+    figure.legend(frameon=False, ncols=5, loc="outside lower center", fontsize="small")
     return figure

@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import gc
 import math
+import os
 import platform
+import shutil
 import sys
 import time
 import warnings
@@ -16,17 +18,20 @@ import safetensors
 import torch
 import transformers
 
-from .errors import NotEnoughMemory
+from .errors import NotEnoughMemory, UserError
 
 GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+_CPU_ONLY = os.environ.get("STUDY_DEVICE") == "cpu"  # `study --device cpu`
+if _CPU_ONLY:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts
 
 
 def device() -> torch.device:
     """One GPU where there is one (several only when asked for), else Apple's, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() and not _CPU_ONLY else "cpu")
 
 
 def precision() -> str:
@@ -75,8 +80,30 @@ def require_memory(folder: str | Path) -> None:
             needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if needed > free:
         raise NotEnoughMemory(
-            f"The model in {folder} takes {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free here. "
-            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GiB."
+            f"The model in {folder} takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free here. "
+            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GB."
+        )
+
+
+def require_room(trained: int, folder: Path, copies: int) -> None:
+    """Stop before a training that cannot end: raise `UserError` where memory or the disk is too small for it.
+
+    On a CPU `trained` weights have gradients and two moments of AdamW beside them; `copies` of the weights go to
+    `folder`, where there may be some already.
+    """
+    needed, free = 3 * 4 * trained, free_memory()
+    if device().type == "cpu" and needed > free:
+        raise NotEnoughMemory(
+            f"Training takes {needed / GIB:.1f} GiB of memory beside the model, and {free / GIB:.1f} GiB are free: "
+            f"close other programs and notebooks' kernels, train an adapter (lora-balanced), or take a smaller model."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    needed, free = 4 * trained * copies, shutil.disk_usage(folder).free + there
+    if needed > free:
+        raise UserError(
+            f"Training writes {needed / GIB:.1f} GiB into {folder}, and {free / GIB:.1f} GiB are free there: free some "
+            f"space, or name another folder (--outputs; OUTPUTS in a notebook)."
         )
 
 

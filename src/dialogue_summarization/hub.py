@@ -1,11 +1,16 @@
-"""Whether the Hugging Face Hub answers, asked once and briefly: its client retries a silent server for minutes."""
+"""Whether the Hugging Face Hub answers, asked once and briefly, and what to do about what it answers.
+
+Its client retries a silent server for minutes.
+"""
 
 import os
+import re
 
 import datasets
 from huggingface_hub import constants, get_session
 
 TIMEOUT_SECONDS = 5.0
+SOCKS = "a SOCKS proxy is set, which takes a package: `uv pip install socksio`, or unset ALL_PROXY"
 
 
 def offline_reason() -> str | None:
@@ -21,5 +26,35 @@ def _reason() -> str | None:
     try:
         status = get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS).status_code
     except Exception as error:  # whichever HTTP library the client is built on
+        if "SOCKS" in str(error):
+            return SOCKS
         return f"{constants.ENDPOINT} does not answer: {type(error).__name__}"
     return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
+
+
+_LOG_IN = "log in: `uv run hf auth login`"
+# What the Hub's client says in its errors, and what to do; the first that fits.
+_ADVICE = {
+    r"GatedRepo|gated (repo|dataset) (for|on)": f"It is gated: accept its terms at {{page}}, and {_LOG_IN}.",
+    r"\b429\b": f"The Hub has had too many requests from here: wait some minutes, or {_LOG_IN}.",
+    r"is expired|Invalid credentials": "The Hub does not take your access token, which is wrong or has expired. "
+    f"Unset HF_TOKEN if it is set, make another at {{hub}}/settings/tokens, and {_LOG_IN}.",
+    r"RepositoryNotFound|doesn't exist|HFValidation|\b(401|404)\b": "The Hub has nothing of that name that you may "
+    f"read: check its spelling, as owner/name. If it is private, {_LOG_IN}.",
+    r"\[Errno (13|17|20|28|30)\]": "Its cache {cache} cannot be written: set HF_HOME to a folder that can be.",
+    r"\b403\b": f"Your access token may not read it: make one that may at {{hub}}/settings/tokens, and {_LOG_IN}.",
+}
+
+
+def advice(error: BaseException, page: str) -> str:
+    """What to do about an error of the Hub's client; `page` is what was asked for, as its address has it."""
+    told = []
+    while error and error not in told:
+        told.append(error)
+        error = error.__cause__ or error.__context__
+    text = " ".join(f"{type(one).__name__} {one}" for one in told)
+    found = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, text)), None)
+    default = "Try again when it answers; what was fetched is kept."
+    return (found or default).format(
+        page=f"{constants.ENDPOINT}/{page}", hub=constants.ENDPOINT, cache=constants.HF_HUB_CACHE
+    )

@@ -1,10 +1,10 @@
 """From an experiment to a model with its tokenizer, and to what a method trains of it."""
 
-import hashlib
+import contextlib
 import pickle
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +16,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import hardware, packaged
+from . import digests, hardware, packaged
 from .disk import find_corrupt_file
 from .errors import ModelError
 from .experiments import PACKAGED_MODEL, Experiment, Method
-from .hub import offline_reason
+from .hub import advice, offline_reason
+from .model_checks import require_model, require_own_tokenizer, require_tokenizer
 from .tokenization import Family, family_of
 
 # Of peft 0.21: a renamed attribute, an untied head, norms that are classes of their own, positions of virtual tokens.
@@ -79,8 +80,8 @@ def load_model(
     is_adapter = weights is not None and (weights / "adapter_config.json").exists()
     path = str(weights) if weights and not is_adapter else local_snapshot(experiment.model)
     hardware.keep_freed_memory()
-    try:
-        tokenizer, family = load_tokenizer(path, experiment)
+    tokenizer, family = load_tokenizer(path, experiment)
+    with _naming_damage(*filter(None, (weights, Path(path)))):
         if quantization:
             model = further_methods().load_quantized(path, family.auto_model, quantization)
         else:
@@ -89,13 +90,6 @@ def load_model(
                 model = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
         if is_adapter:
             model = peft.PeftModel.from_pretrained(model, weights)
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        folders = [folder for folder in (weights, Path(path)) if folder]
-        corrupt = next(filter(None, map(find_corrupt_file, folders)), folders[0])
-        raise ModelError(
-            f"{corrupt} cannot be loaded ({error}). Fetch or copy it anew; "
-            f"remove a run's folder to train it again. Weights must be safetensors: pickled ones could run code."
-        ) from error
     if is_adapter and model.active_peft_config.is_prompt_learning:
         model = further_methods().number_positions(model)
     if device is not None and not quantization:
@@ -111,28 +105,53 @@ def further_methods() -> ModuleType:
 
 
 def load_tokenizer(path: str, experiment: Experiment) -> tuple[PreTrainedTokenizerBase, Family]:
-    """The tokenizer and family of the model in a folder, without its weights, for an experiment's prompts."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    """The tokenizer and family of the model in a folder, without its weights, for an experiment's prompts.
+
+    Raises `ModelError` where the architecture is not in `TARGET_MODULES`, or the tokenizer is missing or another's.
+    """
+    folder = Path(path)
+    with _naming_damage(folder):
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type not in TARGET_MODULES:
+            kind, known = config.model_type, ", ".join(TARGET_MODULES)
+            raise ModelError(f"{path} is a {kind!r} model, an architecture that is not known here. Known are {known}.")
+        require_tokenizer(folder)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    require_own_tokenizer(folder, config, tokenizer, experiment.prompt)
     if tokenizer.pad_token is None:  # many Llamas: any token serves, since padding is masked by length
         tokenizer.pad_token = tokenizer.eos_token
-    config = AutoConfig.from_pretrained(path)
-    return tokenizer, family_of(config, tokenizer, experiment.max_prompt_tokens, experiment.prompt)
+    new_tokens = experiment.generation.max_new_tokens
+    return tokenizer, family_of(config, tokenizer, experiment.max_prompt_tokens, experiment.prompt, new_tokens)
+
+
+@contextlib.contextmanager
+def _naming_damage(*folders: Path) -> Iterator[None]:
+    """Raise `ModelError`, which names the damaged file, where a model cannot be loaded from its files."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        corrupt = next(filter(None, map(find_corrupt_file, folders)), folders[0])
+        raise ModelError(
+            f"{corrupt} cannot be loaded ({error}). Fetch or copy it anew; "
+            f"remove a run's folder to train it again. Weights must be safetensors: pickled ones could run code."
+        ) from error
 
 
 def local_snapshot(model: str) -> str:
     """The folder where `from_pretrained` finds a model: the packaged one is converted on first use, the Hub's fetched.
 
     Raises:
-        ModelError: It is neither there nor can it be fetched.
+        ModelError: It is neither there nor can it be fetched, or it is no model.
     """
     if model == PACKAGED_MODEL:
         return str(packaged.folder())
     folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise ModelError(f"{folder} holds no model: config.json is missing.")
-        return str(folder)
-    return _fetched(model)
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise ModelError(f"There is no folder {model!r}. Give a folder with a model, or a Hub id, as owner/name.")
+        folder = Path(_fetched(model))
+    require_model(folder)
+    return str(folder)
 
 
 @lru_cache  # once per process: the Hub is asked, and waited for, at every call otherwise
@@ -143,20 +162,17 @@ def _fetched(model: str) -> str:
     except Exception as error:
         raise ModelError(
             f"The model {model!r} is not in the cache and could not be fetched from the Hugging Face Hub "
-            f"({reason or type(error).__name__}). Try again when it answers; what was fetched is kept. Without a "
-            f"network, run the experiment quickstart, whose model is packaged, or give a folder that holds the model's "
-            f"config.json, tokenizer and safetensors (--model PATH)."
+            f"({reason or type(error).__name__}). {advice(error, model)} Without a network, run the experiment "
+            f"quickstart, whose model is packaged, or give a folder that holds the model's config.json, tokenizer and "
+            f"safetensors (--model PATH)."
         ) from error
 
 
 def fingerprint(model: str) -> str:
     """A hash of a model's files, whatever folder they are in."""
     if model == PACKAGED_MODEL:
-        return packaged.digest(packaged.gguf())
-    suffixes = (".json", ".safetensors", ".jinja", ".model")
-    files = sorted(path for path in Path(local_snapshot(model)).iterdir() if path.suffix in suffixes)
-    parts = (path.name + packaged.digest(path.resolve()) for path in files)
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+        return digests.of_file(packaged.gguf())
+    return digests.of_folder(Path(local_snapshot(model)), digests.MODEL_FILES)
 
 
 def apply_method(model: PreTrainedModel, method: Method) -> PreTrainedModel | peft.PeftModel:
@@ -170,10 +186,8 @@ def apply_method(model: PreTrainedModel, method: Method) -> PreTrainedModel | pe
         if method.peft and method.peft["peft_type"] == "LORA":
             return peft.get_peft_model(model, peft_config(method, model.config))
         return further_methods().apply(model, method)
-    except ModelError:
-        raise
     except Exception as error:  # PEFT raises nearly every kind
-        raise ModelError(f"PEFT has no {method.name} for {model.config.model_type!r}: {error}") from error
+        raise ModelError(f"{method.name} cannot be applied to {model.config.model_type!r}: {error}") from error
 
 
 def peft_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:

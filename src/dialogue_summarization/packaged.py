@@ -4,7 +4,6 @@ It is converted once, into a cache folder, to what `from_pretrained` reads.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import json
@@ -25,7 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .disk import find_corrupt_file, set_aside
+from . import digests
+from .disk import find_corrupt_file, require_writable, set_aside
 from .errors import ModelError
 from .hardware import quiet
 
@@ -34,12 +34,12 @@ from .hardware import quiet
 def folder() -> Path:
     """The folder with the packaged model as safetensors, converted from the wheel's GGUF file where it is missing."""
     source = gguf()
-    target = cache() / f"{source.stem}-{digest(source)}"
+    target = cache() / f"{source.stem}-{digests.of_file(source)}"
     if target.exists() and (find_corrupt_file(target) or not (target / "model.safetensors").exists()):
         print(f"{target} is damaged: set aside as {set_aside(target, target.parent).name}.", flush=True)
     if not target.exists():
         print(f"Converting {source.name} once, into {target.parent} ...", flush=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        require_cache()
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
             convert(source, Path(temporary) / "model")
             try:
@@ -53,6 +53,11 @@ def folder() -> Path:
 def cache() -> Path:
     """Where conversions are kept."""
     return platformdirs.user_cache_path("dialogue-summarization")
+
+
+def require_cache() -> None:
+    """Raise `UserError` where conversions cannot be kept."""
+    require_writable(cache(), "Set HOME, or XDG_CACHE_HOME, to a folder that can be.")
 
 
 def gguf() -> Path:
@@ -96,14 +101,3 @@ def convert(source: Path, target: Path) -> None:
     )
     tokenizer.chat_template = from_gguf.chat_template
     tokenizer.save_pretrained(target)
-
-
-def digest(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256."""
-    return _digest(path, path.stat().st_mtime_ns)
-
-
-@lru_cache
-def _digest(path: Path, modified: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -79,7 +79,8 @@ class PreparedRun:
         log = log[[name for name in _LOG_COLUMNS if name in log]]
         write_csv(self.tmp_dir / "training_log.csv", log[log[["loss", "eval_loss"]].notna().any(axis=1)])
         write_json(self.tmp_dir / "training.json", trainer.costs())
-        shutil.copytree(self.checkpoints / TENSORBOARD, self.tmp_dir / TENSORBOARD, dirs_exist_ok=True)
+        if (self.checkpoints / TENSORBOARD).exists():
+            shutil.copytree(self.checkpoints / TENSORBOARD, self.tmp_dir / TENSORBOARD, dirs_exist_ok=True)
         models.save(trainer.bundle, self.weights, self.experiment.model, state_dict)
 
     def finished_record(self) -> Run | None:
@@ -92,13 +93,29 @@ class PreparedRun:
 
     def owns_files(self) -> bool:
         """Whether the files in `tmp_dir` are of this run."""
-        path = self.tmp_dir / "config.json"
-        return path.exists() and read_config(path).key == self.config.key
+        return _key_of(self.tmp_dir) == self.config.key
+
+    def take_back(self) -> None:
+        """Put this run's files back in their places, which a run with another key has taken meanwhile."""
+        for place in (self.folder, self.tmp_dir):
+            kept = place.with_name(f"{place.name}.{self.config.key}")
+            if kept.exists():
+                self._clear(place)
+                kept.rename(place)
+
+    def _clear(self, place: Path) -> None:
+        """Remove what is in a place, but keep what a run with another key left there, under a name with that key."""
+        key = _key_of(place)
+        if key in (None, self.config.key):
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            kept = place.replace(place.with_name(f"{place.name}.{key}"))
+            print(f"{place}: left by a run with other settings, data or model; kept as {kept.name}.")
 
     def recover(self) -> None:
         """Leave in `tmp_dir` nothing but what this run can resume from, and say what is set aside."""
         if self.tmp_dir.exists() and not self.owns_files():
-            shutil.rmtree(self.tmp_dir)
+            self._clear(self.tmp_dir)
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.tmp_dir / "config.json", asdict(self.config))
         checkpoints = sorted(self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name))
@@ -107,11 +124,18 @@ class PreparedRun:
                 print(f"{folder}: {reason}; set aside as {set_aside(folder, self.tmp_dir).name}.")
 
     def move_into_place(self) -> None:
-        """Replace whatever record was there before, without what only training needed."""
-        for folder in (self.checkpoints, *self.tmp_dir.glob("*.damaged"), self.folder):
+        """Replace the run's earlier record, if there is one, without what only training needed."""
+        for folder in (self.checkpoints, *self.tmp_dir.glob("*.damaged")):
             shutil.rmtree(folder, ignore_errors=True)
+        self._clear(self.folder)
         (self.tmp_dir / "training.json").unlink(missing_ok=True)
         self.tmp_dir.rename(self.folder)
+
+
+def _key_of(folder: Path) -> str | None:
+    """The key of the run whose files are in a folder; None where there are none."""
+    path = folder / "config.json"
+    return read_config(path).key if path.exists() else None
 
 
 def _damage(folder: Path) -> str | None:

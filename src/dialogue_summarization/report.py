@@ -11,18 +11,18 @@ import transformers
 from IPython.display import HTML
 
 from .errors import DataError
-from .hardware import GIB
 from .intervals import interval
 from .rouge import TYPES
-from .runs import Run
+from .runs import Run, require_data
 from .texts import has_other_letters
 
 HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 _COSTS = {
-    "training s": ("train_seconds", 1),
-    "summaries s": ("generate_seconds", 1),
-    "peak GiB": ("peak_memory_bytes", GIB),
+    "training (s)": ("train_seconds", 1),
+    "generation (s)": ("generate_seconds", 1),
+    "peak memory (GB)": ("peak_memory_bytes", 1e9),
 }
+_LETTERS = {"query": "q", "key": "k", "value": "v", "output": "o", "mlp_in": "MLP", "mlp_out": "MLP"}
 _LINE_BREAK = "\ue001"  # stands for one while a table is escaped
 
 
@@ -34,9 +34,18 @@ def setup_notebook() -> None:
 
 
 def display_name(run: Run, *, seed: bool = True) -> str:
-    """The run's name, its seed where it is not 0, and whether it is one of the committed reference records."""
+    """A run as tables call it: `LoRA r16, q k v o: lora-balanced`; with its seed if not 0, and if it is committed."""
+    title = title_of(run.name, run.config.peft)
     suffix = f", seed {run.config.seed}" if seed and run.config.seed else ""
-    return f"{run.name}{suffix}{' (reference)' if run.is_reference else ''}"
+    return f"{title}{suffix}{' (reference)' if run.is_reference else ''}"
+
+
+def title_of(method: str, peft: Mapping[str, object] | None) -> str:
+    """A method's name; of LoRA, its rank and layers before it."""
+    if not peft or peft["peft_type"] != "LORA":
+        return method
+    letters = dict.fromkeys(_LETTERS.get(name, name) for name in peft["target_modules"])
+    return f"LoRA r{peft['r']}, {' '.join(letters)}: {method}"
 
 
 def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") -> str:
@@ -47,18 +56,25 @@ def with_interval(value: float, bounds: tuple[float, float], spec: str = ".3f") 
 
 
 def results(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row per run: ROUGE as mean and 95 % interval over dialogues, the weights trained, seconds and peak memory."""
+    """A row per run: ROUGE as mean and 95 % interval over dialogues, the part that was trained, time and memory.
+
+    "Cut to fit" is how many test dialogues lost their end. Raises `DataError` where the runs are of different data.
+    """
     rows = []
+    if other := next((run for run in runs if run.config.data_fingerprint != runs[0].config.data_fingerprint), None):
+        raise DataError(f"{other.folder} and {runs[0].folder} are of different data: make one of them anew.")
     for run in runs:
         row: dict[str, object] = {"run": display_name(run)}
         for name in TYPES:
             row[HEADINGS[name]] = with_interval(run.scores[name].mean(), interval(run.scores[name]))
         trained = run.metrics["trainable_parameters"] / run.metrics["parameters"]
-        row["trained"] = f"{trained:.2%}" if trained else "none"
+        row["trainable parameters"] = f"{trained:.2%}" if trained else "none"
+        if cut := run.metrics.get("truncated_dialogues"):
+            row["cut to fit"] = f"{cut} of {run.metrics['dialogues']}"
         for heading, (name, unit) in _COSTS.items():
             row[heading] = f"{run.metrics[name] / unit:.1f}" if name in run.metrics else "–"
         rows.append(row)
-    return pd.DataFrame(rows).set_index("run")
+    return pd.DataFrame(rows).set_index("run").fillna("–")
 
 
 def signature(test: datasets.Dataset) -> str:
@@ -82,26 +98,20 @@ def predictions(run: Run, test: datasets.Dataset) -> list[str]:
             f"{run.folder}: its {len(run.predictions)} summaries are not of these {len(test)} test dialogues. "
             f"Was the run made with another data set or limit?"
         )
+    require_data(run, {"test": test})
     return list(run.predictions["prediction"])
-
-
-def examples(runs: Sequence[Run], test: datasets.Dataset, by: Run) -> HTML:
-    """The dialogues on which one run scores best, in the middle and worst by ROUGE-L, with every run's summary.
-
-    A column per dialogue, since there may be many runs.
-    """
-    return texts_as_html(side_by_side(runs, test, _chosen(by), "rougeL").T)
 
 
 def example(runs: Sequence[Run], test: datasets.Dataset) -> str:
     """The dialogue in the middle by the last run's ROUGE-L: as text, with a reference and every run's summary."""
-    number = _chosen(runs[-1])["median"]
+    number = best_median_worst(runs[-1])["median"]
     texts = {"reference": test[number]["summaries"][0]}
     texts |= {display_name(run): predictions(run, test)[number] for run in runs}
     return "\n".join([test[number]["dialogue"], "", *(f"{name + ':':16} {text}" for name, text in texts.items())])
 
 
-def _chosen(by: Run) -> dict[str, int]:
+def best_median_worst(by: Run) -> dict[str, int]:
+    """The numbers of the dialogues on which a run's ROUGE-L is the highest, in the middle, and the lowest."""
     order = np.argsort(-by.scores["rougeL"].to_numpy(), kind="stable").tolist()
     return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
 

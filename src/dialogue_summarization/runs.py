@@ -17,17 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import datasets
 import pandas as pd
 
 from . import hardware
-from .data import OUTPUTS, ROOT
+from .data import OUTPUTS, ROOT, SPLITS, fingerprint
 from .disk import write_csv, write_json
-from .errors import RecordError
+from .errors import DataError, RecordError
 from .experiments import METHODS, Experiment, Generation
 from .rouge import TYPES
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "rouge-score")
-_NAMES = ("experiment", "method", "model", "dataset")  # what a run is called changes nothing in its result
+# What a run is called changes nothing in its result; `data_fingerprint` is of all splits.
+_NOT_IN_KEY = ("experiment", "method", "model", "dataset", "split_fingerprints")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a text begins that a spreadsheet would compute
 
 
@@ -52,6 +54,7 @@ class RunConfig:
     data_fingerprint: str
     model_fingerprint: str
     options: Mapping[str, object] = field(default_factory=dict)
+    split_fingerprints: Mapping[str, str] = field(default_factory=dict)  # empty in records of earlier versions
 
     @property
     def key(self) -> str:
@@ -59,7 +62,7 @@ class RunConfig:
 
         A field that was added later counts only where it differs from its default, so that keys stay.
         """
-        content = {name: value for name, value in asdict(self).items() if name not in _NAMES}
+        content = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_KEY}
         if not self.options:
             del content["options"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -142,6 +145,21 @@ def read(folder: Path) -> Run:
         ) from None
 
 
+def require_data(run: Run, splits: Mapping[str, datasets.Dataset]) -> None:
+    """Raise `DataError` where a run was made with other dialogues; the error names the split, if the record knows it.
+
+    Of records without fingerprints of their splits only all three together can be compared.
+    """
+    known = run.config.split_fingerprints
+    changed = [name for name, rows in splits.items() if known and known[name] != fingerprint({name: rows})]
+    if changed or (not known and len(splits) == len(SPLITS) and fingerprint(splits) != run.config.data_fingerprint):
+        which = f" (changed: {', '.join(changed)})" if changed else ""
+        raise DataError(
+            f"This is not the data that {run.folder} was made with{which}. Name that (--dataset) or make the run anew. "
+            f"Its summaries are scored against any data as a file: predictions.csv in its folder."
+        )
+
+
 def _read_table(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)  # an id may be NA, a summary empty
     if table.isna().any(axis=None):
@@ -151,7 +169,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def read_config(path: Path) -> RunConfig:
     """What a record's run was asked for. Raises `RecordError` where keys are unknown or missing."""
-    content = {"options": {}} | read_json(path)
+    content = {"options": {}, "split_fingerprints": {}} | read_json(path)
     if odd := {entry.name for entry in dataclasses.fields(RunConfig)}.symmetric_difference(content):
         raise RecordError(f"{path}: unknown or missing keys {', '.join(sorted(odd))}. Move its folder away.")
     return RunConfig(**content)

@@ -3,12 +3,14 @@
 `run` does all of it. `prepare`, `train` and `finish` are its parts, for a notebook that trains in the open.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import datasets
 import pandas as pd
+import torch
 import transformers
 
 from . import data, hardware, models, report, runs
@@ -19,6 +21,8 @@ from .generation import summarize
 from .prepared import PreparedRun
 from .rouge import score_dialogues
 from .training import SummarizationTrainer, encode_split, trainer_class, training_arguments
+
+MOST_SECONDS = 900  # that a run takes on a CPU without being asked for
 
 
 def run(
@@ -36,19 +40,22 @@ def prepare(
 ) -> PreparedRun:
     """Load the data and see what there is of a run: its finished record, or files of an interrupted one.
 
-    A run is done when its key matches and its weights are there. Files of an interrupted run with another key are
-    removed, damaged ones set aside. `force` makes a finished run again; its record is replaced only when the new one is
-    complete. A run to be made is locked by this process until it is finished, or the process ends.
+    A run is done when its key matches and its weights are there. What a run with another key left in the same place is
+    kept under a name with that key, and damaged files are set aside. `force` makes a finished run again; its record is
+    replaced only when the new one is complete. A run to be made is locked by this process until it is finished, or the
+    process ends.
 
     Raises:
         DataError: The data cannot be used.
         RecordError: The run's record is damaged.
-        UserError: Another process is making the run.
+        UserError: Another process is making the run, or `outputs` cannot be written.
     """
     prepared, name = describe(experiment, method, seed, outputs), f"{experiment.name}, {method.name}"
     record, lock = prepared.finished_record(), None
     if force or not record:
+        require_time(experiment, method, prepared.config.dialogues)
         lock = lock_run(prepared.tmp_dir)
+        prepared.take_back()
         if prepared.owns_files() and (prepared.tmp_dir / "metrics.json").exists():
             prepared.move_into_place()  # killed just before it
         record = prepared.finished_record()  # perhaps made by another process meanwhile
@@ -58,27 +65,46 @@ def prepare(
         print(f"{name}: loaded from the record of {record.date}; FORCE = True (--force) runs it again.")
         return replace(prepared, record=record)
     if not force and (prepared.folder / "metrics.json").exists():
-        print(f"{name}: the record there has other settings or no weights; it is replaced when the new run is done.")
+        print(f"{name}: the record there is of other settings, data or model, or has no weights: the run is made anew.")
     prepared.recover()
     if prepared.checkpoint:
         print(f"{name}: going on from {Path(prepared.checkpoint).name}.")
     return replace(prepared, lock=lock)
 
 
+def require_time(experiment: Experiment, method: Method, dialogues: Mapping[str, int]) -> None:
+    """Ask for a yes before hours on a CPU: raise `ConfigurationError` unless the variable STUDY_YES is set (`--yes`).
+
+    Scaled from the quickstart on two threads: SmolLM2-135M learns a dialogue in 1.3 s, and summarizes one in about 1 s.
+    """
+    if hardware.device().type != "cpu" or os.environ.get("STUDY_YES"):
+        return
+    weights = Path(models.local_snapshot(experiment.model)).glob("*.safetensors")
+    scale = sum(path.stat().st_size for path in weights) / 538e6 * 2 / torch.get_num_threads()
+    settings, beams = experiment.settings_for(method), experiment.generation_for(method).num_beams
+    seconds = scale * (1 + beams) / 2 * dialogues["test"]
+    seconds += scale * 1.3 * settings.epochs * dialogues["train"] if settings else 0
+    if seconds > MOST_SECONDS:
+        hours = f"{seconds / 3600:.0f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+        raise ConfigurationError(
+            f"{experiment.name}, {method.name}: about {hours} on this CPU. To start it anyway: --yes, or in a "
+            f'notebook os.environ["STUDY_YES"] = "1". Shorter: --limit 64 (LIMIT = 64), or a machine with a GPU.'
+        )
+
+
 def describe(experiment: Experiment, method: Method, seed: int, outputs: str | Path) -> PreparedRun:
     """The run that is asked for, with its data, whatever there is of it."""
-    splits = data.load(experiment)
-    sizes = {split: len(rows) for split, rows in splits.items()}
-    config = configure(experiment, method, seed, sizes, data.fingerprint(splits))
+    splits, method = data.load(experiment), experiment.adapted(method)
+    config = configure(experiment, method, seed, splits)
     return PreparedRun(
         experiment, method, splits, config, Path(outputs) / experiment.name / method.name / f"seed-{seed}"
     )
 
 
 def configure(
-    experiment: Experiment, method: Method, seed: int, dialogues: Mapping[str, int], data_fingerprint: str
+    experiment: Experiment, method: Method, seed: int, splits: Mapping[str, datasets.Dataset]
 ) -> runs.RunConfig:
-    """What a run is asked for, on data with that many dialogues per split and that fingerprint."""
+    """What a run is asked for, on these dialogues."""
     settings = experiment.settings_for(method)
     peft = {key: list(value) if isinstance(value, tuple) else value for key, value in (method.peft or {}).items()}
     return runs.RunConfig(
@@ -93,8 +119,9 @@ def configure(
         settings=asdict(settings) if settings else None,
         peft=peft or None,
         options=method.options,
-        dialogues=dict(dialogues),
-        data_fingerprint=data_fingerprint,
+        dialogues={split: len(rows) for split, rows in splits.items()},
+        data_fingerprint=data.fingerprint(splits),
+        split_fingerprints={split: data.fingerprint({split: rows}) for split, rows in splits.items()},
         model_fingerprint=models.fingerprint(experiment.model),
     )
 
@@ -164,6 +191,7 @@ def record(
     scores = score_dialogues(texts, test["summaries"]).set_index(pd.Index(test["id"], name="id"))
     metrics = {name: round(float(value), 6) for name, value in scores.mean().items()}
     metrics |= {"dialogues": len(test), "references": sum(map(len, test["summaries"]))} | meter.costs("generate")
+    metrics["truncated_dialogues"] = sum(row["truncated"] for row in bundle.family.encode_all(list(test["dialogue"])))
     log = pd.DataFrame()
     if method.is_trained:  # perhaps in an earlier sitting
         metrics |= runs.read_json(tmp_dir / "training.json")

@@ -5,6 +5,7 @@ decoder-only model (SmolLM2, Llama) continues the prompt: prompt and summary are
 summary alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedTokenizerBase
 
+from .errors import ConfigurationError, DataError
 from .experiments import VIRTUAL_TOKENS
+from .model_checks import require_known_script
 from .prompts import PROMPT, prompt
 from .text_encoding import TextEncoder
 from .texts import unify_line_ends
@@ -30,6 +33,7 @@ class Family:
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
     prompt: str = PROMPT
+    positions: int | None = None  # that the model has for a sequence; None: any number
 
     auto_model: ClassVar[type]  # the transformers class that loads such a model
     task_type: ClassVar[str]  # what PEFT calls the kind
@@ -54,17 +58,20 @@ class Family:
         A row has `input_ids` (the prompt), `labels` (the summary and the end token, where summaries are given),
         `length` in tokens by which batches are grouped, and `truncated`: whether the dialogue lost its end to fit.
         Line ends of any system are read alike, and what looks like a control token in a text is read as text.
-        Raises `ValueError` where `max_prompt_tokens` leaves no room for a dialogue.
+        Raises `ConfigurationError` where `max_prompt_tokens` leaves no room for a dialogue, `DataError` where a summary
+        is longer than the model has positions, or the tokenizer does not know the texts' script.
         """
         rows = []
-        dialogues = list(map(unify_line_ends, dialogues))
+        dialogues, summaries = (list(map(unify_line_ends, texts or ())) for texts in (dialogues, summaries))
+        require_known_script(self.tokenizer, [*dialogues[:50], *summaries[:50]])
         encoded = self._encoder.encode(dialogues, self._prompt_affixes)
         for dialogue, ids in zip(dialogues, encoded, strict=True):
             is_long = len(ids) > self.max_prompt_tokens
             kept = self._truncate(dialogue, len(ids)) if is_long else ids
             rows.append({"input_ids": kept, "truncated": is_long, "length": len(kept)})
         if summaries:
-            self._add_labels(rows, list(map(unify_line_ends, summaries)))
+            self._add_labels(rows, summaries)
+            self._require_positions(rows, summaries)
         return rows
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,6 +88,16 @@ class Family:
 
     def _add_labels(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
         raise NotImplementedError
+
+    def _require_positions(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
+        room = (self.positions or math.inf) - VIRTUAL_TOKENS
+        for row, summary in zip(rows, summaries, strict=True):
+            length = len(row["labels"]) + self.label_shift * len(row["input_ids"])  # decoder-only: behind the prompt
+            if length > room:
+                raise DataError(
+                    f"The model has positions for {room:,} tokens, and the summary that begins {summary[:60]!r} takes "
+                    f"{length:,}: shorten it, or leave its row out."
+                )
 
     @cached_property
     def _prompt_affixes(self) -> tuple[str, str]:
@@ -104,7 +121,10 @@ class Family:
             if len(ids) <= self.max_prompt_tokens:
                 return ids
             kept -= len(ids) - self.max_prompt_tokens
-        raise ValueError(f"max_prompt_tokens = {self.max_prompt_tokens} leaves no room for the dialogue.")
+        raise ConfigurationError(
+            f"The prompt without a dialogue takes all {self.max_prompt_tokens} tokens that the model or the experiment "
+            f"allows (max_prompt_tokens): shorten it, or take a model with more positions."
+        )
 
 
 @dataclass(frozen=True)
@@ -199,19 +219,25 @@ class DecoderOnly(Family):
 
 
 def family_of(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, template: str = PROMPT
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_tokens: int,
+    template: str = PROMPT,
+    max_new_tokens: int = 0,
 ) -> Family:
     """The family of a model, from its configuration. Prompts are no longer than the model takes.
 
-    `max_prompt_tokens` is the experiment's limit, `template` its prompt with `{dialogue}` in it.
+    `max_prompt_tokens` is the experiment's limit, `template` its prompt with `{dialogue}` in it, `max_new_tokens` what
+    a summary may have, which in a decoder-only model comes behind the prompt.
     """
     limit = getattr(config, "n_positions", max_prompt_tokens)  # T5: what it was pre-trained on
-    if hasattr(config, "max_position_embeddings"):
-        limit = config.max_position_embeddings - VIRTUAL_TOKENS
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        limit = positions - VIRTUAL_TOKENS - (0 if config.is_encoder_decoder else max_new_tokens)
     limit = min(limit, max_prompt_tokens)
     if config.is_encoder_decoder:
-        return EncoderDecoder(tokenizer, limit, template, getattr(config, "decoder_start_token_id", None))
-    return DecoderOnly(tokenizer, limit, template)
+        return EncoderDecoder(tokenizer, limit, template, positions, getattr(config, "decoder_start_token_id", None))
+    return DecoderOnly(tokenizer, limit, template, positions)
 
 
 def _pad(sequences: list[list[int]], value: int, side: str) -> torch.Tensor:

@@ -17,11 +17,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from . import hardware
-from .callbacks import EpochMean, EventFiles, GroupedByLength, Progress, TimedCheckpoint
+from .callbacks import TENSORBOARD, EpochMean, EventFiles, GroupedByLength, Progress, TimedCheckpoint
 from .errors import ModelError, TrainingDiverged
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .models import ModelBundle, count_parameters, further_methods
+from .ranks import require_one
 from .rouge import score_dialogues
 from .tokenization import IGNORE_INDEX, Family
 
@@ -71,13 +72,18 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
         "label_names": ["labels"],
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,  # our own bar, plain text
-        "report_to": "none",  # the trainer has event files of its own
+        "report_to": [name for name in trackers() if name not in (TENSORBOARD, "none")] or "none",
         "seed": seed,
         "data_seed": seed,
     }
     arguments = TrainingArguments(**(chosen | overrides))
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments
+
+
+def trackers() -> list[str]:
+    """What a training reports to: TensorBoard's files, unless STUDY_REPORT_TO names others (`study --report-to`)."""
+    return os.environ.get("STUDY_REPORT_TO", TENSORBOARD).split(",")
 
 
 def largest_divisor(batch_size: int, most: int) -> int:
@@ -88,11 +94,14 @@ def largest_divisor(batch_size: int, most: int) -> int:
 def trainer_class() -> type["SummarizationTrainer"]:
     """The trainer for this machine: plain on a CPU, accelerated on a GPU, distributed in several processes.
 
-    They learn the same.
+    They learn the same. Raises `ConfigurationError` where the environment speaks of processes that are not there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         from .distributed.trainer import DistributedTrainer as chosen
-    elif torch.cuda.is_available():
+
+        return chosen
+    require_one()
+    if torch.cuda.is_available():
         from .acceleration.trainer import AcceleratedTrainer as chosen
     else:
         chosen = SummarizationTrainer
@@ -146,18 +155,22 @@ class SummarizationTrainer(Trainer):
         self.epoch_mean = self.epoch_mean_class(count, folder / "epochs") if count else None
         early_stopping = EarlyStoppingCallback(settings.patience) if settings.patience is not None else None
         progress = Progress(f"training {method.name}" if method else "training")
-        ours = (progress, self.timed_checkpoint_class(), EventFiles(folder), self.epoch_mean, early_stopping)
+        events = EventFiles(folder) if TENSORBOARD in trackers() else None
+        ours = (progress, self.timed_checkpoint_class(), events, self.epoch_mean, early_stopping)
         for callback in filter(None, ours):
             self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trainer's; leaves `train_seconds`, `peak_memory` and `joules`. Raises `TrainingDiverged` and `ModelError`."""
         self._start = None
+        # Two checkpoints, with two moments per weight, stand beside what is saved in the end.
+        copies = 1 + 2 * 3 * (self.args.save_strategy != "no") + self.settings.averaged_epochs
+        hardware.require_room(count_parameters(self.model)["trainable_parameters"], Path(self.args.output_dir), copies)
         try:
             with hardware.Meter() as meter:
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except pickle.UnpicklingError as error:  # an object in place of a state could run its code
-            raise ModelError(f"{resume_from_checkpoint} is not read: {error}. Remove the folder and go on.") from error
+            raise ModelError(f"{resume_from_checkpoint} is not read: {error}. Remove the folder; run again.") from error
         self.peak_memory = meter.peak_bytes
         self.joules = None if resume_from_checkpoint else meter.joules  # earlier sittings were not measured
         if self.epoch_mean:

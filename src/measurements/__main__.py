@@ -22,9 +22,11 @@ from dialogue_summarization.distributed import processes
 from . import (
     adapter,
     card_limits,
+    conventions,
     cost_curves,
     documents,
     overfit_test,
+    peers,
     sample_data,
     short_training,
     tables,
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--outputs", type=Path, default=tables.FOLDER, metavar="DIR", help="where records go")
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
     parser.add_argument("--share", type=part, default=(1, 1), metavar="I/N", help="every N-th method, from the I-th on")
+    parser.add_argument("--published", type=Path, metavar="DIR", help="published predictions, for `conventions`")
     parser.add_argument("--plain", action="store_true", help="compile no steps of a sweep")
     options = parser.parse_args(arguments)
     command, *rest = options.names
@@ -112,6 +115,8 @@ MEASURES = {
     **dict.fromkeys(overfit_test.NAMES, overfit_test.overfit),
     **dict.fromkeys(card_limits.NAMES, card_limits.measure),
     **dict.fromkeys(("study", "quickstart-cpu"), measure_command),
+    **dict.fromkeys(("cpu-full", "cpu-lora-balanced"), peers.measure_on_cpu),
+    "conventions": conventions.measure,
     "t5-stable": overfit_test.stable,
     "growth": cost_curves.measure_growth,
     "weights": throughput.measure_weights,

@@ -25,6 +25,7 @@ def write() -> None:
         generation=asdict(quickstart.generation),
         dialogues=run.config.dialogues | {"test": len(test)},
         data_fingerprint=data.fingerprint(splits),
+        split_fingerprints={split: data.fingerprint({split: rows}) for split, rows in splits.items()},
     )
     scores = rouge.score_dialogues(texts, test["summaries"]).set_index(pd.Index(test["id"], name="id"))
     metrics = {name: value for name, value in run.metrics.items() if not name.startswith("generate_")}

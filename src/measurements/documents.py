@@ -18,13 +18,25 @@ from dialogue_summarization import data, experiments, report, runs
 from dialogue_summarization.evaluation import comparison, results, statistics, systems
 from dialogue_summarization.rouge import TYPES
 
-from . import tables
+from . import front_page, settings_search, tables
 from .sweep import report as sweep_report
 
 REFERENCE = runs.OUTPUTS / "reference"
 SWEEP = REFERENCE / "smollm2-dialogsum" / "sweep"
 GUIDE = "GPU_OPTIMIZATION_GUIDE.md"
 TWO_GPUS = tables.FOLDER / "two-gpus"  # what was measured on two GPUs, and on one beside it
+COSTS = (  # column, key in metrics.json, unit, format
+    ("training (s)", "train_seconds", 1, "{:.0f}"),
+    ("generation (s)", "generate_seconds", 1, "{:.0f}"),
+    ("training (GB)", "peak_memory_bytes", 1e9, "{:.1f}"),
+    ("generation (GB)", "generate_memory_bytes", 1e9, "{:.1f}"),
+)
+SWEEP_HEADS = {  # of notebook 06's table: what it is called beside others
+    "rate": "learning rate",
+    "over balanced": "vs lora-balanced",
+    "trained": "trainable parameters",
+    "peak GB": "peak memory (GB)",
+}
 DATASETS = {"quickstart": None, "smollm2-dialogsum": data.ROOT.parent / "shared" / "dialogsum"}
 
 
@@ -32,14 +44,16 @@ def write() -> None:
     """Write every block, figure and result file."""
     for name, (document, content) in BLOCKS.items():
         path, text = data.ROOT / document, content()
-        text = pattern(name).sub(lambda _, text=text: f"\n{text}\n\n", path.read_text("utf-8"))
+        text = pattern(name).sub(lambda _, text=text: f"{text}\n", path.read_text("utf-8"))
         path.write_text(text, encoding="utf-8", newline="\n")
-    for path, (notebook, number) in FIGURES.items():
-        path.write_bytes(drawn(notebook, number))
+    front_page.memory_bars().savefig(tables.FOLDER / "memory.png", dpi=110)
+    front_page.speed_bars().savefig(tables.FOLDER / "speed.png", dpi=110)
     for name in DATASETS:
         made, test = reference(name)
         results.write(made, test, REFERENCE / name)
         comparison.standings(comparison.all_systems(made, test)).savefig(REFERENCE / name / "standings.png", dpi=110)
+    for path, figure in FIGURES.items():
+        path.write_bytes(drawn(*figure))
 
 
 def pattern(name: str) -> re.Pattern:
@@ -47,11 +61,12 @@ def pattern(name: str) -> re.Pattern:
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
 
 
-def drawn(notebook: str, number: int) -> bytes:
-    """A figure of an executed notebook."""
+def drawn(notebook: str, code: str) -> bytes:
+    """The figure of an executed notebook's cell, by how its code begins."""
     cells = nbformat.read(data.ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
-    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
-    return base64.b64decode([shown["image/png"] for shown in outputs if "image/png" in shown][number])
+    [cell] = [cell for cell in cells if cell.source.startswith(code)]
+    [figure] = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return base64.b64decode(figure)
 
 
 def reference(name: str) -> tuple[list[runs.Run], datasets.Dataset]:
@@ -73,10 +88,10 @@ def study(name: str) -> str:
     table = comparison.leaderboard(ours).loc[[one.name for one in ours], shown]
     costs = pd.DataFrame([pd.DataFrame([run.metrics for run in one.runs]).mean() for one in ours]).set_axis(table.index)
     shares = (costs["trainable_parameters"] / costs["parameters"]).map("{:.2%}".format)
-    table["trained"] = shares.replace("0.00%", "none")
-    for heading, key in (("training s", "train_seconds"), ("summaries s", "generate_seconds")):
-        table[heading] = costs[key].map("{:.0f}".format, na_action="ignore").fillna("–")
-    table = table.set_axis(pd.Index([one.runs[0].name for one in ours], name="run"))
+    table["trainable parameters"] = shares.replace("0.00%", "none")
+    for heading, key, unit, spec in COSTS:
+        table[heading] = (costs[key] / unit).map(spec.format, na_action="ignore").fillna("–")
+    table = table.set_axis(pd.Index([tables.label(one.runs[0].name) for one in ours], name="run"))
     return joined(table, signature(name), origin(run.environment for run in made))
 
 
@@ -85,6 +100,7 @@ def choosing() -> str:
     grid, trials = (sweep_report.load(SWEEP, name) for name in ("grid", "methods"))
     tested = sweep_report.load_tested(SWEEP, "methods")
     methods = sweep_report.methods(tested, trials).drop(columns=["training s", "adapter MB"])
+    methods = methods.rename(columns=SWEEP_HEADS, index=tables.label)
     made = origin(pd.concat([grid, trials]).to_dict("records"))
     return joined(sweep_report.claims(grid, tested), methods, signature("smollm2-dialogsum"), made)
 
@@ -96,20 +112,38 @@ def two_gpus_study() -> str:
     return joined(made_twice(of_one_key(by_one, by_two)), signature("smollm2-dialogsum"), made)
 
 
+def main_question() -> str:
+    """Whether LoRA is as good as full fine-tuning: the planned test, and what other trainings of the seeds give."""
+    now, study_folder = runs.collect("smollm2-dialogsum", "nowhere"), REFERENCE / "smollm2-dialogsum"
+    first = of_one_key(runs.collect("repeats", study_folder), now)
+    earlier = {run.config.key: run for run in runs.collect("earlier", study_folder)}
+    trainings = {
+        "the answer: three seeds as committed": [(run,) for run in now],
+        "with the earlier training of seed 0": [(earlier.get(run.config.key, run),) for run in now],
+        "first trainings of the seeds, on H100": [pair[:1] for pair in first],
+        "mean of first trainings and committed ones": first,
+    }
+    rows = {}
+    for title, several in trainings.items():
+        lora, full = (scores_of(several, name) for name in ("lora-balanced", "full"))
+        gap = statistics.compare(full, lora)
+        difference = report.with_interval(-gap.mean, (-gap.high, -gap.low), "+.3f")
+        rows[title] = {"lora-balanced − full, ROUGE-1": difference, "p (TOST)": f"{gap.p_equivalent:.3f}"}
+    return joined(pd.DataFrame.from_dict(rows, orient="index").rename_axis("trainings"))
+
+
+def scores_of(trainings: list[tuple[runs.Run, ...]], name: str) -> np.ndarray:
+    """A method's ROUGE-1 as (seeds, dialogues), the mean over the trainings of a seed."""
+    return np.array(
+        [np.mean([run.scores["rouge1"] for run in one], axis=0) for one in trainings if one[0].name == name]
+    )
+
+
 def trained_twice() -> str:
-    """The study's runs that were trained once more, and LoRA against full fine-tuning by each training and by both."""
+    """The study's runs that were trained once more."""
     before = runs.collect("repeats", REFERENCE / "smollm2-dialogsum")
     pairs = of_one_key(before, runs.collect("smollm2-dialogsum", "nowhere"))
-    scores, rows = {}, []
-    for name in ("full", "lora-balanced"):  # (seeds, trainings, dialogues)
-        scores[name] = np.array([[run.scores["rouge1"] for run in pair] for pair in pairs if pair[0].name == name])
-    for trained, which in (("first", [0]), ("now", [1]), ("both together", [0, 1])):
-        lora, full = (scores[name][:, which].mean(axis=1) for name in ("lora-balanced", "full"))
-        gap = statistics.compare(lora, full)
-        rows.append((trained, report.with_interval(gap.mean, (gap.low, gap.high), "+.3f"), f"{gap.p_equivalent:.3f}"))
-    asked = pd.DataFrame(rows, columns=["trained", "lora-balanced − full, ROUGE-1", "p (TOST)"]).set_index("trained")
-    made = origin(run.environment for run in before)
-    return joined(made_twice(pairs), asked, signature("smollm2-dialogsum"), made)
+    return joined(made_twice(pairs), signature("smollm2-dialogsum"), origin(run.environment for run in before))
 
 
 def of_one_key(some: list[runs.Run], others: list[runs.Run]) -> list[tuple[runs.Run, runs.Run]]:
@@ -122,12 +156,12 @@ def made_twice(pairs: list[tuple[runs.Run, runs.Run]]) -> pd.DataFrame:
     rows = []
     for one, other in pairs:
         gaps = {kind: statistics.compare(other.scores[kind], one.scores[kind]) for kind in tables.MEASURES}
-        row = {"run": one.name, "seed": one.config.seed}
+        row = {"run": tables.label(one.name), "seed": one.config.seed}
         row["ROUGE-1"] = " → ".join(f"{run.scores['rouge1'].mean():.3f}" for run in (one, other))
         for kind, gap in gaps.items():
-            row[f"{report.HEADINGS[kind]} changed by"] = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
+            row[f"{report.HEADINGS[kind]} change"] = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
         seconds = " → ".join(tables.cell(run.metrics, "train_seconds", ".0f") for run in (one, other))
-        rows.append(row | {"p (TOST, ROUGE-1)": f"{gaps['rouge1'].p_equivalent:.3f}", "training s": seconds})
+        rows.append(row | {"p (TOST, ROUGE-1)": f"{gaps['rouge1'].p_equivalent:.3f}", "training (s)": seconds})
     return pd.DataFrame(rows).set_index("run")
 
 
@@ -156,20 +190,29 @@ def table(draw: Callable[..., pd.DataFrame], folder: Path = tables.FOLDER, **opt
 
 
 BLOCKS = {  # name: document, content
-    "quickstart": ("README.md", partial(study, "quickstart")),
-    "smollm2-dialogsum": ("README.md", partial(study, "smollm2-dialogsum")),
-    "trained-twice": ("docs/how_scores_are_made.md", trained_twice),
-    "benchmarks": (GUIDE, partial(table, tables.throughput)),
-    "cards": (GUIDE, partial(table, tables.cards)),
-    "cards-packed": (GUIDE, partial(table, tables.cards, packed=True)),
-    "tried": (GUIDE, partial(table, tables.throughput, tables.FOLDER / "tried")),
-    "choosing": (GUIDE, choosing),
-    "quantized": (GUIDE, partial(table, tables.quantized_generation)),
-    "two-gpus": (GUIDE, partial(table, tables.several_gpus, TWO_GPUS)),
-    "two-gpus-study": (GUIDE, two_gpus_study),
+    "example": ("README.md", lambda: joined(*front_page.example(*reference("quickstart")))),
+    "result": ("README.md", lambda: joined(*front_page.result(*reference("smollm2-dialogsum")))),
+    "needs": ("README.md", lambda: joined(front_page.needs(*(reference(name)[0] for name in DATASETS)))),
+    "output": ("README.md", lambda: joined(*front_page.output(*reference("quickstart")))),
+    "presets": ("README.md", lambda: joined(front_page.presets(reference("smollm2-dialogsum")[0]))),
+    "gpus": (GUIDE, lambda: joined(front_page.gpus())),
+    "settings": (GUIDE, lambda: joined(settings_search.effects(in_guide=True))),
+    "smollm2-dialogsum": ("docs/results.md", partial(study, "smollm2-dialogsum")),
+    "main-question": ("docs/results.md", main_question),
+    "trained-twice": ("docs/results.md", trained_twice),
+    "quickstart": ("docs/results.md", partial(study, "quickstart")),
+    "search": ("docs/settings_search.md", lambda: joined(settings_search.effects(in_guide=False))),
+    "choosing": ("docs/settings_search.md", choosing),
+    "benchmarks": ("docs/how_it_is_fast.md", partial(table, tables.throughput)),
+    "cards": ("docs/how_it_is_fast.md", partial(table, tables.cards)),
+    "cards-packed": ("docs/how_it_is_fast.md", partial(table, tables.cards, packed=True)),
+    "tried": ("docs/how_it_is_fast.md", partial(table, tables.throughput, tables.FOLDER / "tried")),
+    "quantized": ("docs/more_runs.md", partial(table, tables.quantized_generation)),
+    "two-gpus": ("docs/several_gpus.md", partial(table, tables.several_gpus, TWO_GPUS)),
+    "two-gpus-study": ("docs/several_gpus.md", two_gpus_study),
 }
-FIGURES = {  # the notebook that draws each, and which of its figures it is
-    tables.FOLDER / "growth.png": ("05_gpu_optimization", 3),
-    SWEEP / "rates.png": ("06_lora_against_full", 0),
-    SWEEP / "ranks.png": ("06_lora_against_full", 1),
+FIGURES = {  # the notebook that draws each, and how its cell begins
+    tables.FOLDER / "growth.png": ("05_gpu_optimization", "growth, axes ="),
+    SWEEP / "rates.png": ("06_lora_against_full", "rates, (ax,) ="),
+    SWEEP / "ranks.png": ("06_lora_against_full", "ranks, (ax,) ="),
 }

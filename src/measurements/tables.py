@@ -24,7 +24,7 @@ LENGTHS = {  # of all 12,460 training pairs of DialogSum, in SmolLM2's tokens; p
     "smollm2": memory.SequenceLengths(1024, 248, 279, 117),
     "t5-base": memory.SequenceLengths(512, 248, 258, 106),
 }
-SIZES = (*CARDS, 79)  # GiB; the last one is an H100, as CUDA reports it
+SIZES = (*CARDS, 79)  # GiB, as GPUs are sold; the last one is an H100, as CUDA reports it
 EXPECTED = (*CONFIGURATIONS, "generate-beams1", "generate-beams4", *card_limits.NAMES, "growth", "study")
 MEASURES = ["rouge1", "rouge2", "rougeL"]
 Records = Mapping[str, Mapping[str, object]]
@@ -41,9 +41,9 @@ def throughput(records: Records) -> pd.DataFrame:
     rows = []
     for record in sorted(records.values(), key=lambda record: record.get("samples_per_second", 0)):
         if "step_milliseconds" in record and record.get("gpus", 1) == 1:
-            compiling = cell(record, "warm_up_seconds") if record["fast"] else "–"
-            row = _what(record) | {"ms per step": cell(record, "step_milliseconds"), "peak GiB": _gib(record)}
-            row |= {"MFU": cell(record, "mfu", ".1%"), "compiling s": compiling, "device": record["device"]}
+            warm_up = cell(record, "warm_up_seconds") if record["fast"] else "–"
+            row = _what(record) | {"ms per step": cell(record, "step_milliseconds"), "peak memory (GB)": _gb(record)}
+            row |= {"MFU": cell(record, "mfu", ".1%"), "warm-up (s)": warm_up, "device": record["device"]}
             rows.append(row | ({"what": record["what"]} if "what" in record else {}))
     order = ["model", "run", "steps", "batch"]
     table = pd.DataFrame(rows, columns=rows[0] if rows else order)
@@ -66,34 +66,34 @@ def several_gpus(records: Records) -> pd.DataFrame:
         if gpus > 1 and "failed" not in record:
             one, part = by_key.get((name, 1, batch_size), {}), by_key.get((name, 1, batch_size // gpus), {})
             rate = "out of memory" if "failed" in one else cell(one, "samples_per_second")
-            row = _what(record) | {"GPUs": gpus, "samples/s on one": rate, "speedup": "–", "losses differ by": "–"}
+            row = _what(record) | {"GPUs": gpus, "samples/s on one": rate, "speed-up": "–", "losses differ by": "–"}
             if "losses" in one:
-                row["speedup"] = f"{record['samples_per_second'] / one['samples_per_second']:.2f}"
+                row["speed-up"] = f"{record['samples_per_second'] / one['samples_per_second']:.2f}"
                 row["losses differ by"] = f"{pd.Series(record['losses']).sub(one['losses']).abs().max():.4f}"
-            for heading, timed in (("ms per step", record), ("its part on one, ms", part)):
+            for heading, timed in (("ms per step", record), ("one GPU, batch / n (ms)", part)):
                 row[heading] = cell(timed, "step_milliseconds")
-            row["exchange, ms"] = cell(record, "all_reduce_milliseconds", ".2f")
-            row |= {"peak GiB on one": _gib(one), "peak GiB each": _gib(record), "device": record["device"]}
+            row["gradient sync (ms)"] = cell(record, "all_reduce_milliseconds", ".2f")
+            row |= {"peak memory on one (GB)": _gb(one), "each (GB)": _gb(record), "device": record["device"]}
             rows.append(row)
     return pd.DataFrame(rows, columns=rows[0] if rows else ["model"]).set_index("model")
 
 
 def cards(records: Records, sizes: Sequence[float] = SIZES, packed: bool = False) -> pd.DataFrame:
-    """How cards of so many GiB hold each of `RUNS`: dialogues at once × accumulated; GiB, planned and measured."""
+    """How GPUs sold as so many GB hold each of `RUNS`: micro-batch × accumulation; peak in GB, planned and measured."""
     columns: dict[str, dict[str, str]] = {}
     for model, method in RUNS:
-        column, dims = columns.setdefault(f"{TITLES[model]}, {method}", {}), model_dims(model, method)
+        column, dims = columns.setdefault(f"{TITLES[model]}, {label(method)}", {}), model_dims(model, method)
         for size in sizes:
             memory_bytes = int(size * hardware.GIB)
             plan = memory.plan_batch(memory_bytes, card_limits.BATCH_SIZE, dims, LENGTHS[model], packed=packed)
             held = f"{plan.micro_batch} × {plan.accumulation}{', checkpointing' if plan.checkpointing else ''}"
-            column[f"{size:g} GiB"] = f"{held}; planned {plan.bytes / hardware.GIB:.1f}"
+            column[f"{size:g} GB"] = f"{held}; planned {plan.bytes / 1e9:.1f}"
             for run in records.get(f"fits-{size:g}{'-packed' if packed else ''}", {"runs": ()})["runs"]:
                 if (run["model"], run["method"]) == (model, method):
-                    took = run["failed"].partition(":")[0] if "failed" in run else f"took {_gib(run, 'train_bytes')}"
+                    took = run["failed"].partition(":")[0] if "failed" in run else f"measured {_gb(run, 'train_bytes')}"
                     halved = run.get("micro_batch", plan.micro_batch) < plan.micro_batch
-                    column[f"{size:g} GiB"] += f", {took}" + (f", halved to {run['micro_batch']}" if halved else "")
-    return pd.DataFrame(columns).rename_axis("card")
+                    column[f"{size:g} GB"] += f", {took}" + (f", halved to {run['micro_batch']}" if halved else "")
+    return pd.DataFrame(columns).rename_axis("GPU")
 
 
 def model_dims(model: str, method: str) -> memory.ModelDims:
@@ -118,9 +118,9 @@ def quantized_generation(records: Records, folder: Path = FOLDER / "quantized") 
             for kind in MEASURES:
                 row[report.HEADINGS[kind]] = report.with_interval(own[kind].mean(), intervals.interval(own[kind]))
             gap = statistics.compare(own["rougeL"], scores["zero-shot"]["rougeL"])
-            row["ROUGE-L over fp32"] = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
-            row |= {"weights MiB": round(records["weights"]["bytes"][name] / 2**20)}
-            row |= {"seconds": runs.read_json(places[name] / "metrics.json")["generate_seconds"]}
+            row["ROUGE-L minus fp32"] = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
+            row |= {"parameters (MB)": round(records["weights"]["bytes"][name] / 1e6)}
+            row |= {"generation (s)": runs.read_json(places[name] / "metrics.json")["generate_seconds"]}
             rows.append(row | {"device": runs.read_json(places[name] / "environment.json")["device"]})
     return pd.DataFrame(rows).set_index("run")
 
@@ -132,9 +132,19 @@ def cell(record: Mapping[str, object], key: str, spec: str = ".4g") -> str:
 
 def _what(record: Mapping[str, object]) -> dict[str, object]:
     steps = "FSDP" if record.get("sharded") else "fast" if record["fast"] else "plain"
-    row = {"model": TITLES[record["model"]], "run": record["method"], "batch": record["batch_size"], "steps": steps}
+    row = {
+        "model": TITLES[record["model"]],
+        "run": label(record["method"]),
+        "batch": record["batch_size"],
+        "steps": steps,
+    }
     return row | {"samples/s": cell(record, "samples_per_second")}
 
 
-def _gib(record: Mapping[str, object], key: str = "peak_memory_bytes") -> str:
-    return f"{record[key] / hardware.GIB:.1f}" if key in record else "–"
+def _gb(record: Mapping[str, object], key: str = "peak_memory_bytes") -> str:
+    return f"{record[key] / 1e9:.1f}" if key in record else "–"
+
+
+def label(method: str) -> str:
+    """A method as tables call it."""
+    return report.title_of(method, experiments.method(method).peft)

@@ -13,6 +13,7 @@ import nbformat
 from dialogue_summarization import data
 
 KEPT = 3
+TOKENS = ("Only drawing: a box for each token", "ids[-6:]")  # in the code of cells whose outputs are left out
 NOTICE = (
     "*The executed study. Of DialogSum (Chen et al. 2021, CC BY-NC-SA 4.0) it shows three test dialogues; other texts "
     "of the data set are withheld.*"
@@ -49,7 +50,7 @@ def shown_ids(notebook: nbformat.NotebookNode, texts: dict[str, list[str]]) -> d
 
 
 def withhold(notebook: nbformat.NotebookNode, texts: dict[str, list[str]], kept: set[str]) -> None:
-    """Put ids in the place of texts, and leave out a training summary's tokens and the machine's warnings."""
+    """Put ids in the place of texts, and leave out the cells that show tokens of a dialogue, and warnings."""
     hidden = {
         form: name
         for name in shown_ids(notebook, texts)
@@ -58,11 +59,10 @@ def withhold(notebook: nbformat.NotebookNode, texts: dict[str, list[str]], kept:
         for form in _forms(text)
     }
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        shows_tokens = any(mark in cell.source for mark in TOKENS)
+        cell.outputs = [] if shows_tokens else [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
             for kind, text in _parts(output).items():
-                if '"label": pair["labels"]' in cell.source:
-                    text = "(the tokens of a training summary, withheld)"
                 for form, name in hidden.items():
                     text = text.replace(form, f"(text of {name}, withheld)")
                 (output if output.output_type == "stream" else output.data)[kind] = text

@@ -2,20 +2,28 @@
 
 import ast
 import csv
+import errno
+import importlib.util
 import io
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import forked
 import papermill
 import pytest
-from helpers import SHARED, tiny_rows, write_jsonl
+from helpers import SHARED, tiny_experiment, tiny_rows, write_jsonl
 
-from dialogue_summarization import data, experiments, report, runs
-from dialogue_summarization.commands import cli, execution, notebooks
+from dialogue_summarization import data, experiments, report, runs, study
+from dialogue_summarization.commands import cli, execution, notebooks, trained
+from dialogue_summarization.errors import DataError
 from dialogue_summarization.evaluation import comparison
+from dialogue_summarization.experiments import METHODS
 
 PUBLISHED = SHARED / "published"
 needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published predictions are not here")
@@ -56,11 +64,69 @@ def test_help_names_every_experiment_and_command():
         (["quickstart", "--limit", "0"], "1 or more"),
         (["quickstart", "--dataset", "./nowhere"], "no folder"),
         (["summarize", "quickstart/nothing", "-"], "no run"),
+        (["quickstart", "--runs", ""], "There are: zero-shot"),
+        (["quickstart", "--runs", " , "], "There are: zero-shot"),
+        (["quickstart", "--outputs", f"{__file__}/outputs"], "Not a directory. Name another folder: --outputs"),
+        (["class", f"{__file__}/copies"], "Not a directory. Name another folder"),
     ],
 )
 def test_mistakes_get_one_clear_line(arguments, said):
     done = forked.command(*arguments)
     assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}])
+def test_what_a_launcher_left_in_the_environment_is_named(left, tmp_path):
+    line = f"`unset {' '.join(left)}`. `study --gpus N`"
+    for command in ("quickstart", "doctor"):
+        done = forked.command(command, "--outputs", tmp_path, env=left)
+        assert done.returncode == 1 and line in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_cannot_be_written_is_said_before_any_work(tmp_path):
+    (tmp_path / "home").write_text("a file")
+    for command in ("quickstart", "doctor"):
+        done = forked.command(command, "--outputs", tmp_path, env={"HOME": str(tmp_path / "home")})
+        assert (
+            done.returncode == 1
+            and "JUPYTER_RUNTIME_DIR, to a folder" in done.stderr
+            and "Traceback" not in done.stderr
+        )
+    assert "XDG_CACHE_HOME, to a folder" in done.stderr and "can run here" not in done.stdout
+
+
+@pytest.mark.parametrize(("encoding", "lacking"), [("cp932", r"\u2013"), ("ascii", r"\u2212")])  # a dash, a minus sign
+def test_a_console_that_lacks_a_character_shows_its_number(encoding, lacking, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert cli.main(["compare", "quickstart/zero-shot", "quickstart/full"]) == 0
+    shown = written.getvalue().decode(encoding)
+    assert lacking in shown and "0.538" in shown and "zero-shot" in shown
+
+
+def test_a_reader_that_has_read_enough_ends_the_command(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w", encoding="utf-8"))
+    assert cli.main(["score", "quickstart/full"]) == 141
+    sys.stdout.close()  # as at the process's end: nothing is left to be said
+
+
+def test_a_full_disk_and_too_little_memory_are_lines(monkeypatch, capsys):
+    for error, said in (
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.csv"),
+            "x.csv cannot be used: No space left on device. Free",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "GiB of memory are free. Close other programs"),
+    ):
+        monkeypatch.setattr(notebooks, "run_experiment", mock.Mock(side_effect=error))
+        assert cli.main([]) == 1
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(notebooks, "run_experiment", mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "bug")))
+    with pytest.raises(FileNotFoundError):
+        cli.main([])
 
 
 def test_no_experiment_means_quickstart(monkeypatch):
@@ -84,6 +150,40 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
     printed = capsys.readouterr().out
     assert (tmp_path / "tiny" / "lora-plus" / "seed-0" / "adapter").exists()
     assert "\nlast-2-blocks" in printed and "\nlora-plus" in printed
+
+
+@pytest.mark.parametrize("family_name", ["llama"], indirect=True)
+def test_settings_reach_the_notebooks_with_the_run_they_belong_to(tiny, register, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(execution, "execute", lambda sources, folder: seen.update({folder: sources}))
+    register(tiny)
+    line = ["tiny", "--runs", "lora-balanced,dora", "--outputs", str(tmp_path)]
+    given = ["--set", "dora.epochs=3", "--set", "lora-balanced.r=2", "--set", "num_beams=2", "--set", "dora.r=16"]
+    assert cli.main([*line, *given]) == 0
+    name = "tiny-num_beams=2-dora.epochs=3-lora-balanced.r=2"
+    [(folder, sources)] = seen.items()
+    assert folder == tmp_path / name / "notebooks" and len(sources) == 2
+    for parameters in sources.values():
+        again = experiments.experiment("tiny", settings=parameters["SETTINGS"], runs=["zero-shot"])
+        assert again.name == name
+    made = runs.read(tmp_path / name / "dora" / "seed-0")
+    assert made.config.settings["epochs"] == 3 and made.config.generation["num_beams"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "full.epochs=2", "--runs", "zero-shot,lora-balanced"], "changes full, which is not asked for"),
+        (["--set", "learning_rate=1e-3"], "name one, as full.learning_rate=0.001"),
+        (["--report-to", "tensorboard,wanda"], "--report-to wanda: allowed are tensorboard, wandb, mlflow"),
+        (["--report-to", "trackio"], "--report-to trackio: the package is missing. `uv pip install trackio`"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_said_before_any_work(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else name)
+    monkeypatch.setattr(data, "load", None)
+    assert cli.main(["quickstart", *arguments]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", notebooks.NOTEBOOKS)
@@ -193,6 +293,75 @@ def test_scores_of_other_scripts_have_a_signature_of_their_own(tmp_path, capsys)
     assert "1.000 [1.000, 1.000]" in printed and "|stem:yes|tok:unicode|refs:mean1|" in printed
 
 
+@pytest.mark.parametrize(
+    ("split", "old", "new"),
+    [
+        ("test", "", ""),  # its rows in another order
+        ("test", "I left number 20", "I left number 99"),  # in a dialogue
+        ("test", "forgot", "lost"),  # in references
+        ("validation", "", ""),
+        ("train", "Ann", "Iris"),
+    ],
+)
+@pytest.mark.parametrize("knows_splits", [True, False])
+def test_a_run_is_scored_against_its_own_data_alone(
+    split, old, new, knows_splits, made_once, tiny_data, tmp_path, monkeypatch, capsys
+):
+    run, other = (made_once("llama", name, tmp_path / "outputs") for name in ("full", "zero-shot"))
+    if not knows_splits:  # as records of earlier versions
+        for path in (run.folder / "config.json", other.folder / "config.json"):
+            content = json.loads(path.read_text())
+            del content["split_fingerprints"]
+            path.write_text(json.dumps(content))
+    run, folder = runs.read(run.folder), shutil.copytree(tiny_data, tmp_path / "data")
+    scored = ["score", str(run.folder), "--dataset", str(folder), "--json"]
+    capsys.readouterr()
+    assert cli.main(scored) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert before["rougeL"] == pytest.approx(run.metrics["rougeL"], abs=1e-6)
+
+    text = (folder / f"{split}.jsonl").read_text()
+    lines = text.splitlines(keepends=True)
+    (folder / f"{split}.jsonl").write_text(text.replace(old, new) if old else "".join([*lines[3:], *lines[:3]]))
+    changed = data.load_source(str(folder))
+    monkeypatch.setattr(trained.study, "load_run", None)  # it is refused before a model is loaded
+    more = ["--dataset", str(folder)]
+    commands = [scored, ["compare", str(run.folder), str(other.folder), *more]]
+    for line in (*commands, ["likelihood", str(run.folder), *more], ["mbr", str(run.folder), *more]):
+        assert cli.main(line) == 1
+        said = capsys.readouterr().err
+        assert f"not the data that {tmp_path / 'outputs' / 'tiny'}" in said and "--dataset" in said
+        assert (f"(changed: {split})" in said) == knows_splits
+    with pytest.raises(DataError, match="not the data"):
+        runs.require_data(run, changed)
+    if split == "test" and (knows_splits or not old):  # the ids are others, or the fingerprint is
+        with pytest.raises(DataError, match="changed: test" if old else "test dialogues"):
+            report.predictions(run, changed["test"])
+
+    scored[1] = str(run.folder / "predictions.csv")  # a file is scored against what is named
+    assert cli.main(scored) == 0
+    assert (json.loads(capsys.readouterr().out)["rougeL"] != before["rougeL"]) == (old == "forgot")
+
+
+def test_runs_of_different_data_are_not_compared(made_once, tiny_models, tiny_data, tmp_path, capsys):
+    one = made_once("llama", "zero-shot", tmp_path / "outputs")
+    folders = {split: shutil.copytree(tiny_data, tmp_path / split) for split in ("train", "test")}
+    for split, folder in folders.items():
+        text = (folder / f"{split}.jsonl").read_text()
+        (folder / f"{split}.jsonl").write_text(text.replace("forgot", "lost"))
+    others = {
+        split: study.run(
+            tiny_experiment(tiny_models["llama"], folder), METHODS["zero-shot"], outputs=tmp_path / f"of-{split}"
+        )
+        for split, folder in folders.items()
+    }
+    assert cli.main(["compare", str(one.folder), str(others["train"].folder)]) == 0  # each of its own, the same test
+    assert cli.main(["compare", str(one.folder), str(others["test"].folder)]) == 1
+    assert "different test dialogues" in capsys.readouterr().err
+    with pytest.raises(DataError, match="different data"):
+        report.results([one, others["train"]])
+
+
 @pytest.mark.parametrize(("name", "from_file"), [("full", True), ("lora-efficient", False)])
 def test_summarize_uses_the_trained_model(name, from_file, family_name, made_once, tmp_path, monkeypatch, capsys):
     run = made_once(family_name, name, tmp_path)
@@ -203,7 +372,17 @@ def test_summarize_uses_the_trained_model(name, from_file, family_name, made_onc
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         capsys.readouterr()
         assert cli.main(["summarize", str(run.folder), str(tmp_path / "dialogue.txt") if from_file else "-"]) == 0
-        assert capsys.readouterr().out.strip() == run.predictions["prediction"][0].strip()
+        printed = capsys.readouterr()
+        assert printed.out.strip() == run.predictions["prediction"][0].strip()
+        learnt = f"trained on {run.config.dialogues['train']} dialogues of {run.config.dataset}"
+        assert printed.err == f"{run.config.experiment}/{name}, seed 0: {learnt}\n"
+    (tmp_path / "long.txt").write_text("\n".join([dialogue] * 30), encoding="utf-8")
+    assert cli.main(["summarize", str(run.folder), str(tmp_path / "long.txt")]) == 0
+    tokens = re.search(
+        r"longer than the model takes: (\d,\d{3}) tokens .* of 256\. The end was", capsys.readouterr().err
+    )[1]
+    family = study.load_run(run).family
+    assert int(tokens.replace(",", "")) == len(family.tokenizer(family.render("\n".join([dialogue] * 30)))["input_ids"])
 
 
 def test_summarize_an_empty_dialogue(family_name, made_once, tmp_path, monkeypatch, capsys):

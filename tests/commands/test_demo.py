@@ -10,7 +10,7 @@ import browser
 import bs4
 import pytest
 
-from dialogue_summarization import data, runs, study
+from dialogue_summarization import data, generation, runs, study
 from dialogue_summarization.commands import cli, demo
 
 SCRIPT = "#Person1#: <script>window.hit = 1</script><img src=x onerror='window.hit = 2'> ${window.hit = 3} Ben?"
@@ -70,7 +70,7 @@ def test_markup_and_halves_of_characters_are_shown_as_text(answer):
 
 
 def test_a_summary_with_markup_is_shown_as_text(made, answer, monkeypatch):
-    monkeypatch.setattr(demo.generation, "summarize", lambda *_, **__: [SCRIPT])
+    monkeypatch.setattr(generation, "summarize", lambda *_, **__: [SCRIPT])
     shown = answer(FIRST)
     assert "<script" not in shown and "<img" not in shown and table(shown)["full"][0] == SCRIPT
 
@@ -95,6 +95,14 @@ def test_without_gradio_the_message_says_how_to_have_it(monkeypatch, made, capsy
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.main(["demo", "tiny", "--outputs", str(made)]) == 1
     assert "--extra demo" in capsys.readouterr().err
+
+
+def test_a_socks_proxy_is_named(monkeypatch, made, tmp_path, capsys):
+    (tmp_path / "gradio.py").write_text("raise ImportError(\"Using SOCKS proxy, but 'socksio' is not installed.\")")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gradio", raising=False)
+    assert cli.main(["demo", "tiny", "--outputs", str(made)]) == 1
+    assert "uv pip install socksio" in capsys.readouterr().err
 
 
 # `study demo`, saying on standard output whom it connects to.

@@ -12,7 +12,7 @@ from dialogue_summarization.experiments import EXPERIMENTS
 def test_it_says_what_there_is_and_what_is_missing():
     done = forked.command("doctor")
     assert done.returncode == 0 and not done.stderr
-    for said in (hardware.describe()["system"], "fp32", "torch ", "GiB free", "HF_HUB_OFFLINE is set", *EXPERIMENTS):
+    for said in (hardware.describe()["system"], "fp32", "torch ", "GB free", "HF_HUB_OFFLINE is set", *EXPERIMENTS):
         assert said in done.stdout
     assert "can run here" in done.stdout.partition("smollm2-dialogsum")[0]
     assert "google/flan-t5-base is not in the Hub's cache" in done.stdout
@@ -31,7 +31,7 @@ def test_too_little_memory_is_a_reason(monkeypatch):
     assert doctor.problems(quickstart, "silent", []) == []
     monkeypatch.setattr(hardware, "free_memory", lambda: hardware.GIB)
     [memory] = doctor.problems(quickstart, "silent", [])
-    assert "5.0 GiB of memory, and 1.0 are free" in memory
+    assert "5.4 GB of memory, and 1.1 are free" in memory
 
 
 def test_a_cached_model_needs_no_hub():

@@ -32,7 +32,9 @@ def test_an_export_loads_by_itself_and_has_a_card(made, kind, merge, tmp_path, c
     }  # fmt: skip
     assert names >= weights | {"README.md", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     card = ModelCard.load(folder / "README.md")
-    measured = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    named = [result.metric_name.partition(" ") for result in card.data.eval_results]
+    assert {convention for *_, convention in named} == {"(rouge_score 0.1.2, F1, stemming, mean over 3 references)"}
+    measured = {name[0]: result.metric_value for name, result in zip(named, card.data.eval_results, strict=True)}
     assert measured == pytest.approx({name: run.metrics[name] for name in measured}, abs=1e-4) and len(measured) == 4
     assert card.data.library_name == ("peft" if kind == "adapter" and not merge else "transformers")
     for said in (

@@ -13,10 +13,15 @@ import torch
 from helpers import interrupt, save_tiny, tiny_experiment
 
 from dialogue_summarization import models, packaged, runs, study
-from dialogue_summarization.errors import ModelError, RecordError
+from dialogue_summarization.errors import ModelError, RecordError, UserError
 from dialogue_summarization.experiments import METHODS
 
-FULL_DISK = (OSError, RuntimeError, safetensors.SafetensorError)  # the system's own, PyTorch's, safetensors'
+FULL_DISK = (
+    UserError,
+    OSError,
+    RuntimeError,
+    safetensors.SafetensorError,
+)  # ours, the system's, PyTorch's, safetensors'
 
 
 def make(experiment, method, outputs):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import unicodedata
 from dataclasses import replace
 
@@ -211,13 +212,36 @@ def test_empty_rows_of_a_hub_data_set_are_left_out_and_counted(monkeypatch, caps
 @pytest.mark.parametrize(("changes", "name", "dialogues"), [
     ({"limit": 4}, "quickstart-limit4", {"train": 4, "validation": 4, "test": 4}),
     ({"limit": 100}, "quickstart-limit100", {"train": 100, "validation": 100, "test": 100}),
-    ({"dataset": "/some/my-talks"}, "quickstart-my-talks", {}),
-    ({"dataset": "me/talks", "limit": 2}, "quickstart-talks-limit2", {"train": 2, "validation": 2, "test": 2}),
+    ({"dataset": "/some/my-talks"}, "quickstart-some--my-talks", {}),
+    ({"dataset": "me/talks", "limit": 2}, "quickstart-me--talks-limit2", {"train": 2, "validation": 2, "test": 2}),
 ])  # fmt: skip
 def test_a_derived_experiment_has_its_own_name(changes, name, dialogues):
     base = experiments.EXPERIMENTS["quickstart"]
     expected = replace(base, name=name, dialogues=dialogues, dataset=changes.get("dataset", base.dataset))
     assert experiments.experiment("quickstart", **changes) == expected
+
+
+def test_the_name_of_a_derived_experiment_tells_folders_of_one_name_apart(
+    tmp_path, tiny_data, tiny_models, monkeypatch
+):
+    def name(**changes):
+        return experiments.experiment("quickstart", **changes).name
+
+    for version, model in (("v1", "t5"), ("v2", "llama")):
+        shutil.copytree(tiny_data, tmp_path / version / "dialogues")
+        shutil.copytree(tiny_models[model], tmp_path / version / "checkpoint-500")
+    first, second = tmp_path / "v1" / "dialogues", tmp_path / "v2" / "dialogues"
+    assert name(dataset=first) == name(dataset=second)  # until their content differs
+    (second / "train.jsonl").write_text((first / "train.jsonl").read_text().replace("forgot", "missed", 1))
+    chosen = [name(dataset=first), name(dataset=second)]
+    chosen += [name(model=tmp_path / version / "checkpoint-500") for version in ("v1", "v2")]
+    chosen += [name(model=f"{owner}/bart-base") for owner in ("one", "other")]
+    assert len(set(chosen)) == 6 and all(re.fullmatch(r"quickstart-dialogues-[0-9a-f]{6}", one) for one in chosen[:2])
+    monkeypatch.chdir(tmp_path / "v1")
+    (tmp_path / "v1" / "dialogues" / "README.md").write_text("What the dialogues are.")
+    (tmp_path / "link").symlink_to(first)
+    for same in ("dialogues", "./dialogues/", "../link"):  # the same data by other ways
+        assert name(dataset=same) == chosen[0]
 
 
 def test_limits_keep_the_first_dialogues_and_unknown_names_are_errors(tiny_data):

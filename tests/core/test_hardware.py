@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from dialogue_summarization import hardware
+from dialogue_summarization import hardware, study
 from dialogue_summarization.acceleration.memory import ModelDims, training_bytes
-from dialogue_summarization.experiments import EXPERIMENTS, Settings
+from dialogue_summarization.errors import ConfigurationError
+from dialogue_summarization.experiments import EXPERIMENTS, METHODS, Settings
 from dialogue_summarization.training import training_arguments
 from measurements import tables
 
@@ -50,6 +51,33 @@ def test_precision_is_full_without_a_gpu(monkeypatch):
     for kind in ("cpu", "mps"):
         monkeypatch.setattr(hardware, "device", lambda kind=kind: torch.device(kind))
         assert hardware.precision() == "fp32"
+
+
+def test_a_gpu_is_left_alone_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert hardware.device().type == "mps"
+    monkeypatch.setattr(hardware, "_CPU_ONLY", True)
+    assert hardware.device().type == "cpu"
+
+
+def test_hours_on_a_cpu_are_asked_for(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    sizes = {"train": 12_460, "validation": 500, "test": 500}
+    study_experiment, quickstart = EXPERIMENTS["smollm2-dialogsum"], EXPERIMENTS["quickstart"]
+    for name in quickstart.runs:  # minutes
+        study.require_time(quickstart, METHODS[name], {"train": 128, "validation": 32, "test": 48})
+    # 1.3 s x 12,460 x 6, and (1 + 4 beams) / 2 s x 500
+    with pytest.raises(
+        ConfigurationError, match=r"smollm2-dialogsum, full: about 27 hours on this CPU.*--yes.*STUDY_YES"
+    ):
+        study.require_time(study_experiment, METHODS["full"], sizes)
+    with pytest.raises(ConfigurationError, match="zero-shot: about 21 minutes"):
+        study.require_time(study_experiment, METHODS["zero-shot"], sizes)
+    monkeypatch.setenv("STUDY_YES", "1")
+    study.require_time(study_experiment, METHODS["full"], sizes)
+    monkeypatch.delenv("STUDY_YES")
+    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
+    study.require_time(study_experiment, METHODS["full"], sizes)
 
 
 @pytest.mark.parametrize("gib", [4, 6, 8, 15, 24, 80])

@@ -1,5 +1,6 @@
 """A Hub that is silent or ends in mid-download: one paragraph with the ways out, and soon; a slow one is waited for."""
 
+import errno
 import http.server
 import json
 import os
@@ -9,7 +10,13 @@ import sys
 import threading
 import time
 
+import forked
+import httpx2
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import hf_raise_for_status
+
+from dialogue_summarization import hub
 
 PROGRAM = """
 import sys, time
@@ -138,3 +145,46 @@ def test_what_is_read_when_the_hub_is_in_trouble(printed, kind):
 def test_a_slow_hub_is_waited_for(printed):
     seconds, outcome, _ = printed["is slow"][0].split(" ", 2)
     assert outcome == "fetched" and float(seconds) > 1.5, printed["is slow"]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (
+            401,
+            {"X-Error-Code": "GatedRepo"},
+            "It is gated: accept its terms at https://huggingface.co/some/model, and log in",
+        ),
+        (403, {"X-Error-Code": "GatedRepo"}, "It is gated"),
+        (
+            401,
+            {"X-Error-Message": "Invalid username or password."},
+            "check its spelling, as owner/name. If it is private",
+        ),
+        (404, {"X-Error-Code": "RepoNotFound"}, "check its spelling"),
+        (401, {"X-Error-Message": 'User Access Token "laptop" is expired'}, "has expired. Unset HF_TOKEN if it is set"),
+        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "does not take your access token"),
+        (403, {"X-Error-Message": "Forbidden"}, "may not read it"),
+        (429, {}, "too many requests from here: wait some minutes"),
+        (503, {}, "Try again when it answers"),
+    ],
+)
+def test_what_the_hub_refuses_says_what_to_do(status, headers, said):
+    url = "https://huggingface.co/api/models/some/model"
+    response = httpx2.Response(status, headers=headers, request=httpx2.Request("GET", url))
+    with pytest.raises(OSError) as caught:
+        hf_raise_for_status(response)
+    wrapped = LocalEntryNotFoundError("An error happened while trying to locate the files on the Hub.")
+    wrapped.__cause__ = caught.value  # as a download raises it
+    assert said in hub.advice(caught.value, "some/model") and said in hub.advice(wrapped, "some/model")
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_hubs_fault():
+    advice = hub.advice(PermissionError(errno.EACCES, "Permission denied", "/home/me/.cache"), "some/model")
+    assert "set HF_HOME to a folder" in advice and "Try again" not in advice
+
+
+def test_a_socks_proxy_is_named():
+    told = {"ALL_PROXY": "socks5://127.0.0.1:9", "HF_HUB_OFFLINE": ""}
+    done = forked.python("from dialogue_summarization import hub; print(hub.offline_reason())", env=told)
+    assert "SOCKS proxy is set" in done.stdout and "uv pip install socksio" in done.stdout, done.stdout + done.stderr

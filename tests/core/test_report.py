@@ -37,7 +37,8 @@ def quickstart():
 
 def test_examples_are_best_median_and_worst(quickstart):
     made, test = quickstart
-    markup = report.examples(made, test, made[1])._repr_html_()
+    chosen = report.best_median_worst(made[1])
+    markup = report.texts_as_html(report.side_by_side(made, test, chosen, "rougeL").T)._repr_html_()
     assert [markup.count(f">{rule}</th>") for rule in ("best", "median", "worst")] == [1, 1, 1]
     assert markup.count("<tr") == 1 + 3 + len(made)  # a heading, id, dialogue, references, and each run
     order = made[1].scores["rougeL"].to_numpy().argsort(kind="stable")
@@ -57,8 +58,8 @@ def test_results_are_means_with_intervals_over_dialogues(quickstart):
     made, test = quickstart
     table = report.results(made)
     assert list(table.index) == [report.display_name(run) for run in made] and len(made) == 3
-    assert table["trained"].iloc[0] == "none" and table["training s"].iloc[0] == "–"
-    assert table["peak GiB"].iloc[1] == f"{made[1].metrics['peak_memory_bytes'] / (1 << 30):.1f}"
+    assert table["trainable parameters"].iloc[0] == "none" and table["training (s)"].iloc[0] == "–"
+    assert table["peak memory (GB)"].iloc[1] == f"{made[1].metrics['peak_memory_bytes'] / 1e9:.1f}"
     for run, cell in zip(made, table["ROUGE-2"], strict=True):
         scores = rouge.score_dialogues(report.predictions(run, test), test["summaries"])["rouge2"]
         low, high = interval(scores)
@@ -67,9 +68,12 @@ def test_results_are_means_with_intervals_over_dialogues(quickstart):
 
 
 def test_a_run_is_called_by_its_method_and_seed(quickstart, tmp_path):
-    (committed, *_), _ = quickstart
+    (committed, _, lora), _ = quickstart
     own = record(tmp_path, "full", ["a"])
     assert report.display_name(committed) == "zero-shot (reference)" and report.display_name(own) == "full"
+    assert report.display_name(lora) == "LoRA r16, q k v o: lora-balanced (reference)"
+    titles = {name: report.title_of(name, experiments.method(name).peft) for name in ("lora-all-linear", "ia3", "dora")}
+    assert titles["lora-all-linear"] == "LoRA r16, q k v o MLP: lora-all-linear" and titles["ia3"] == "ia3"
 
 
 def test_summaries_of_other_dialogues_are_named(quickstart, tmp_path):
@@ -83,11 +87,9 @@ def test_the_signature_says_how_many_references_and_dialogues(quickstart):
     assert "|refs:mean3|" in said and "|n:48|" in said and said.startswith("rouge_score:")
 
 
-def test_loss_curves_show_every_trained_run(quickstart, tmp_path):
-    made, _ = quickstart
-    (curves,) = figures.loss_curves([*made, record(tmp_path, "full", ["a"])]).axes  # the last has no log
-    names = [text.get_text() for text in curves.get_legend().get_texts()]
-    assert names == [report.display_name(run) for run in made if run.config.settings]
-    for lines, run in zip(zip(curves.lines[::2], curves.lines[1::2], strict=True), made[1:], strict=True):
-        logged = [run.log.dropna(subset=column)[column].tolist() for column in ("loss", "eval_loss")]
-        assert [line.get_ydata().tolist() for line in lines] == logged
+def test_memory_bars_are_in_gb_and_end_at_the_sum():
+    parts = {"full": {"parameters": 5e8, "gradients": 5e8, "rest": 2e9}, "LoRA": {"parameters": 5e8, "gradients": 0}}
+    [ax] = figures.memory_bars(parts).axes
+    assert [text.get_text().strip() for text in ax.texts] == ["3.00 GB", "0.50 GB"]
+    assert [bar.get_width() for bar in ax.containers[0]] == [0.5, 0.5]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["full", "LoRA"]

@@ -1,5 +1,6 @@
 """A run is made once, recorded whole, found again, and goes on where it was interrupted."""
 
+import errno
 import json
 import os
 import re
@@ -13,11 +14,12 @@ import psutil
 import pytest
 import safetensors
 import torch
-from helpers import interrupt, tiny_experiment, tiny_model, tiny_rows
+from helpers import interrupt, tiny_experiment, tiny_model, tiny_rows, with_data
 from rouge_score import rouge_scorer
 
-from dialogue_summarization import data, experiments, hardware, runs, study, training
+from dialogue_summarization import data, experiments, hardware, report, runs, study, training
 from dialogue_summarization.errors import RecordError
+from dialogue_summarization.evaluation import comparison, systems
 from dialogue_summarization.experiments import METHODS
 from dialogue_summarization.generation import summarize
 from dialogue_summarization.methods.table import FURTHER_METHODS
@@ -69,6 +71,7 @@ def test_a_record_has_what_the_design_says(made, method):
     assert run.folder == made[0] / "outputs" / "tiny" / method / "seed-0"
     assert names(run.folder) == FILES | RUNS[method] and names(run.folder.parent) == {"seed-0"}
     expected = "rouge1 rouge2 rougeL rougeLsum dialogues references generate_seconds parameters trainable_parameters"
+    expected += " truncated_dialogues"
     expected += trained * " train_seconds train_samples_per_second" + (method == "lora-balanced") * " adapter_bytes"
     assert set(run.metrics) - {"peak_memory_bytes", "generate_memory_bytes"} == set(expected.split())
     assert all(type(value) in (int, float) for value in run.metrics.values())
@@ -132,20 +135,78 @@ def test_a_finished_run_is_loaded_unless_forced(finished, method, capsys):
 
 
 @pytest.mark.parametrize("made", ["llama"], indirect=True)  # the family changes nothing here
-def test_a_record_without_weights_or_with_other_settings_is_replaced_when_that_is_done(finished, monkeypatch, capsys):
+def test_a_record_without_weights_is_replaced_when_that_is_done(finished):
     experiment, outputs = finished
     before = weights(make(experiment, "full", outputs))
     shutil.rmtree(outputs / "tiny" / "full" / "seed-0" / "model")
+    again = make(experiment, "full", outputs)
+    assert weights(again) == before and names(again.folder.parent) == {"seed-0"}
+
+
+def with_rate(experiment, rate):
+    return replace(experiment, settings={"full": replace(experiment.settings["full"], learning_rate=rate)})
+
+
+def test_how_many_test_dialogues_were_cut_is_in_the_record_and_the_tables(tiny, tmp_path):
+    rows = tiny_rows(5)
+    for number in (1, 3):
+        rows[number]["dialogue"] += "\n#Person1#: And then?" * 60
+    run = make(with_data(tiny, tmp_path / "data", rows), "zero-shot", tmp_path / "outputs")
+    assert run.metrics["truncated_dialogues"] == 2
+    assert report.results([run])["cut to fit"].tolist() == ["2 of 5"]
+    test = data.load_source(str(tmp_path / "data"))["test"]
+    assert comparison.leaderboard(systems.of_runs([run], test))["cut to fit"].tolist() == ["2 of 5"]
+
+
+@pytest.mark.parametrize("made", ["llama"], indirect=True)  # the family changes nothing here
+def test_a_drive_without_locks_is_said_and_the_run_is_made(finished, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    run = make(finished[0], "zero-shot", tmp_path / "new")
+    assert "the drive has no locks (No locks available)" in capsys.readouterr().out
+    assert names(run.folder) == FILES and names(run.folder.parent) == {"seed-0"}
+
+
+@pytest.mark.parametrize("made", ["llama"], indirect=True)  # the family changes nothing here
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_with_other_settings_leaves_a_finished_one_where_it_is_found_again(finished, force, monkeypatch, capsys):
+    experiment, outputs = finished
     old = make(experiment, "full", outputs)
-    assert weights(old) == before
-    other = replace(experiment, settings={"full": replace(experiment.settings["full"], learning_rate=1e-2)})
+    before, other = weights(old), with_rate(experiment, 1e-2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, 3)
-        make(other, "full", outputs)
-    assert capsys.readouterr().out.count("replaced when") == 2
-    assert runs.read(old.folder).config.key == old.config.key and weights(old) == before
-    new = make(other, "full", outputs)
-    assert new.folder == old.folder and weights(new) != before and names(new.folder.parent) == {"seed-0"}
+        make(other, "full", outputs, force=force)
+    assert runs.read(old.folder).config.key == old.config.key and weights(old) == before  # until the new one is done
+    new = make(other, "full", outputs, force=force)
+    assert new.folder == old.folder and weights(new) != before
+    assert names(new.folder.parent) == {"seed-0", f"seed-0.{old.config.key}"}
+    assert f"kept as seed-0.{old.config.key}" in capsys.readouterr().out
+    assert [run.config.key for run in runs.collect("tiny", outputs) if run.name == "full"] == [new.config.key]
+    monkeypatch.setattr(training.SummarizationTrainer, "train", None)
+    for asked, kept in ((experiment, new), (other, old)):
+        found = make(asked, "full", outputs)
+        assert found.config.key != kept.config.key and (weights(found) == before) == (asked is experiment)
+        assert names(found.folder.parent) == {"seed-0", f"seed-0.{kept.config.key}"}
+
+
+@pytest.mark.parametrize("made", ["llama"], indirect=True)  # the family changes nothing here
+def test_a_run_with_other_settings_leaves_the_checkpoints_of_an_interrupted_one(
+    finished, tmp_path, monkeypatch, capsys
+):
+    experiment, other = finished[0], with_rate(finished[0], 1e-2)
+    for asked, step in ((experiment, 5), (other, 6)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, step)
+            make(asked, "full", tmp_path / "new")
+    capsys.readouterr()
+    run = make(experiment, "full", tmp_path / "new")
+    assert "going on from checkpoint-4" in capsys.readouterr().out
+    assert weights(run) == weights(make(experiment, "full", finished[1]))
+    make(other, "full", tmp_path / "new")
+    assert "going on from checkpoint-5" in capsys.readouterr().out
+    assert names(run.folder.parent) == {"seed-0", f"seed-0.{run.config.key}"}
 
 
 def change(file, **changes):

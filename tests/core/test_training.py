@@ -4,14 +4,16 @@ import math
 import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from helpers import tiny_experiment, tiny_model, tiny_rows, trainer_of, with_data
+from transformers.integrations import integration_utils
 
-from dialogue_summarization import data, models, training
-from dialogue_summarization.errors import TrainingDiverged
+from dialogue_summarization import data, hardware, models, training
+from dialogue_summarization.errors import ConfigurationError, NotEnoughMemory, TrainingDiverged, UserError
 from dialogue_summarization.experiments import METHODS, Generation, Settings
 from dialogue_summarization.generation import summarize
 from dialogue_summarization.rouge import score_dialogues
@@ -22,6 +24,31 @@ FAST = replace(TINY, learning_rate=1e-2, batch_size=8)
 EPOCHS = {"t5": 60, "llama": 100}  # enough to learn eight summaries by heart
 GENERATION = Generation(max_new_tokens=30)
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}
+
+
+def test_a_training_waits_for_no_process_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match=r"WORLD_SIZE=2.*unset WORLD_SIZE"):
+        training.trainer_class()
+    monkeypatch.delenv("WORLD_SIZE")
+    assert training.trainer_class() is training.SummarizationTrainer
+
+
+@pytest.mark.parametrize(("patched", "error"), [("free_memory", NotEnoughMemory), ("shutil", UserError)])
+def test_a_training_that_cannot_end_does_not_begin(tiny, tmp_path, monkeypatch, patched, error):
+    trainer = trainer_of(tiny, FAST, tmp_path)
+    size = 4 * models.count_parameters(trainer.model)["trainable_parameters"]
+    # Gradients and two moments in memory. On disk: two checkpoints of three parts each, and the model.
+    needed = {"free_memory": 3 * size, "shutil": 7 * size}[patched]
+    for free in (needed - 1, needed):
+        disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(hardware, patched, disk if patched == "shutil" else lambda free=free: free)
+        if free < needed:
+            with pytest.raises(error, match="GiB"):
+                trainer.train()
+            assert trainer.state.global_step == 0
+        else:
+            trainer.train()
 
 
 def train(*some, **more):
@@ -213,6 +240,26 @@ def test_training_stops_where_nothing_improves(tiny, tmp_path, patience, epochs)
     trainer = train(tiny, replace(TINY, learning_rate=0.0, epochs=6, patience=patience), tmp_path)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert trainer.state.epoch == epochs and losses[:4] != losses[4:8]  # each epoch has an order of its own
+
+
+@pytest.mark.parametrize("family_name", ["llama"], indirect=True)
+@pytest.mark.parametrize(
+    ("asked", "is_tracked", "has_files"),
+    [(None, False, True), ("wandb,tensorboard", True, True), ("none", False, False)],
+)
+def test_trackers_are_those_that_are_asked_for(tiny, tmp_path, monkeypatch, asked, is_tracked, has_files):
+    tracked = []
+
+    class Tracker(transformers.TrainerCallback):
+        def on_log(self, *_, logs, **__):
+            tracked.append(logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    if asked:
+        monkeypatch.setenv("STUDY_REPORT_TO", asked)
+    trainer = train(tiny, replace(TINY, epochs=1), tmp_path)
+    assert any("loss" in logs for logs in tracked) == is_tracked and trainer.state.log_history
+    assert any(tmp_path.rglob("events.out.tfevents*")) == has_files
 
 
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)

@@ -5,8 +5,11 @@
 
 import re
 import shlex
+from types import SimpleNamespace
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from helpers import SHARED
@@ -14,7 +17,7 @@ from helpers import SHARED
 from dialogue_summarization import __version__, data, runs
 from dialogue_summarization.commands import cli
 from dialogue_summarization.evaluation import results
-from measurements import documents, withhold
+from measurements import documents, front_page, withhold
 
 DOCUMENTS = (
     "README.md",
@@ -31,21 +34,72 @@ def needs_dialogsum(name):
         pytest.skip("needs shared/dialogsum")
 
 
+OF_DIALOGSUM = ("smollm2-dialogsum", "main-question", "trained-twice", "two-gpus-study", "choosing", "result")
+OF_DIALOGSUM += ("needs", "presets")
+
+
 @pytest.mark.parametrize("name", documents.BLOCKS)
 def test_blocks_are_those_of_the_records(name):
-    if name in ("smollm2-dialogsum", "trained-twice", "two-gpus-study", "choosing"):
+    if name in OF_DIALOGSUM:
         needs_dialogsum(name)
     document, content = documents.BLOCKS[name]
     written = documents.pattern(name).search((data.ROOT / document).read_text("utf-8"))[0].strip("\n")
     assert written == content(), ANEW
 
 
-def test_every_block_has_a_generator():
-    marks = {
-        mark for name in DOCUMENTS[:2] for mark in re.findall(r"<!-- (\S+) -->", (data.ROOT / name).read_text("utf-8"))
-    }
-    marks = {mark for mark in marks if not mark.startswith("/")}
-    assert len(marks) >= 8 and marks <= set(documents.BLOCKS)
+def test_every_block_has_a_generator_and_stands_once():
+    marks = [
+        (mark, name)
+        for name in DOCUMENTS
+        for mark in re.findall(r"<!-- ([^/ ]\S*) -->", (data.ROOT / name).read_text("utf-8"))
+    ]
+    assert sorted(marks) == sorted((mark, document) for mark, (document, _) in documents.BLOCKS.items())
+
+
+def test_the_readme_is_short_and_the_guide_too():
+    readme, guide = (data.ROOT / name for name in DOCUMENTS[:2])
+    assert len(readme.read_text("utf-8").splitlines()) <= 150 and readme.stat().st_size <= 9 * 1024
+    assert guide.stat().st_size <= 15 * 1024
+
+
+def test_the_example_is_one_of_our_own_dialogues_and_right():
+    text = documents.pattern("example").search((data.ROOT / "README.md").read_text("utf-8"))[0]
+    rows = pd.read_csv(data.ROOT / "data" / "test.csv")
+    [shown] = (
+        rows[rows["dialogue"].map(lambda dialogue: dialogue.replace("\n", "<br>") in text)]["id"].str[:-2].unique()
+    )
+    judged = pd.read_csv(documents.REFERENCE / "quickstart" / "judged.csv")
+    judged = judged[(judged["run"] == "committed-adapter") & (judged["id"] == shown)]
+    assert judged["right"].tolist() == [1, 1]
+    assert rows[rows["id"] == f"{shown}_1"]["summary"].item() in text
+
+
+def test_the_readmes_sentences_say_what_its_table_says():
+    readme = (data.ROOT / "README.md").read_text("utf-8")
+    rows = [row.split(" | ") for row in documents.pattern("result").search(readme)[0].splitlines() if "|" in row]
+    full, lora = (next(row for row in rows if name in row[0]) for name in ("| full", "lora-balanced"))
+    (score, _, steps, memory, size), (own_score, _, own_steps, own_memory, own_size) = (
+        [float(cell.strip("| ")) for cell in row[2:]] for row in (full, lora)
+    )
+    assert "about as well as full fine-tuning" in readme and own_score == pytest.approx(score, abs=0.002)
+    assert "a quarter less memory" in readme and own_memory / memory == pytest.approx(0.75, abs=0.02)
+    assert "70 times smaller" in readme and size / own_size == pytest.approx(70, abs=5)
+    assert "only 5 % faster" in " ".join(readme.split()) and own_steps / steps == pytest.approx(0.95, abs=0.01)
+
+
+def test_steps_alone_leave_compiling_and_saving_out():
+    log = pd.DataFrame({"step": [10, 20, 20, 30, 40], "loss": [4, 3, np.nan, 2, 1], "seconds": [30, 31, 35, 36, 37]})
+    run = SimpleNamespace(log=log)
+    assert front_page.steady_seconds(run) == pytest.approx(4)  # 40 steps of 0.1 s; a validation and saving took 5 s
+
+
+def test_memory_bars_are_the_measured_peaks():
+    [axes] = front_page.memory_bars().axes
+    widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers])
+    assert widths.sum(axis=0) == pytest.approx(
+        [4.767557120, 3.247884288, 12.83013632, 10.021970944, 10.186368512, 7.640950272], abs=0.05
+    )
+    assert widths[:3, 0].sum() == pytest.approx(16 * 134_515_008 / 1e9, rel=1e-3) and (widths > 0).all()
 
 
 @pytest.mark.parametrize("name", documents.DATASETS)
@@ -60,10 +114,10 @@ def test_result_files_are_those_of_the_records(name, tmp_path):
 
 
 @pytest.mark.parametrize("path", documents.FIGURES, ids=lambda path: path.stem)
-def test_the_guides_figures_are_those_of_the_notebooks(path):
+def test_figures_are_those_of_the_notebooks(path):
     assert path.read_bytes() == documents.drawn(*documents.FIGURES[path]), ANEW
-    guide = (data.ROOT / "GPU_OPTIMIZATION_GUIDE.md").read_text("utf-8")
-    assert f"]({path.relative_to(data.ROOT).as_posix()})" in guide
+    texts = [(data.ROOT / name).read_text("utf-8") for name in DOCUMENTS]
+    assert any(f"{path.relative_to(data.ROOT).as_posix()})" in text for text in texts)
 
 
 def test_of_dialogsum_three_test_dialogues_are_shown():
@@ -89,10 +143,17 @@ def test_texts_are_withheld_in_whatever_form_they_are_shown(tiny_data, tmp_path)
             )
             for dialogue in dialogues
         ]  # fmt: skip
+        picture = nbformat.v4.new_output("display_data", {"image/png": "a picture of tokens"})
+        cells.append(nbformat.v4.new_code_cell("# Only drawing: a box for each token.", outputs=[picture]))
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{number}.ipynb")
     withhold.withhold_folder(str(tmp_path), str(tiny_data), str(tmp_path / "target"))
     written = (tmp_path / "target" / "1.ipynb").read_text("utf-8")
-    assert withhold.NOTICE in written and "a warning" not in written and "before (text of d_" in written
+    assert (
+        withhold.NOTICE in written
+        and "a warning" not in written
+        and "picture" not in written
+        and "before (text of d_" in written
+    )
     notebook = nbformat.read(tmp_path / "target" / "1.ipynb", as_version=4)
     assert withhold.shown_ids(notebook, withhold.texts_by_id(data.load_source(str(tiny_data)))) == {}
 
@@ -114,7 +175,7 @@ def test_links_lead_somewhere(document):
 
 
 def test_there_are_documents():
-    assert len(DOCUMENTS) >= 7
+    assert len(DOCUMENTS) >= 13
 
 
 def test_how_to_cite_names_this_project():
@@ -123,19 +184,37 @@ def test_how_to_cite_names_this_project():
     assert author["name"] in (data.ROOT / "LICENSE").read_text("utf-8")
     assert citation["version"] == __version__ and citation["cff-version"] == "1.2.0"
     assert {"message", "title", "type"} <= citation.keys()
-    bibtex = re.search(r"```bibtex\n(.*?)```", (data.ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
-    assert all(f"{{{said}}}" in bibtex for said in (author["name"], citation["title"], citation["version"]))
+    entries = (data.ROOT / "docs" / "references.bib").read_text("utf-8").split("\n\n")
+    [own] = [entry for entry in entries if entry.startswith("@software{dialogue_summarization,")]
+    assert all(f"{{{said}}}" in own for said in (author["name"], citation["title"], citation["version"]))
+    assert len(entries) >= 6 and all(re.match(r"@\w+\{\w+,\n.*\n\}$", entry.strip(), re.DOTALL) for entry in entries)
 
 
-def test_commands_are_known(capsys):
-    text = (data.ROOT / "README.md").read_text("utf-8")
+def commands_of(name):
+    """The `study` commands in a document: of its blocks without a language, and of running text and tables."""
+    text = (data.ROOT / name).read_text("utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line.partition("#")[0] for language, block in blocks if not language for line in block.splitlines()]
-    commands = [line.removeprefix("uv run ") for line in lines if "study" in line]
-    assert len(commands) >= 8
-    for command in commands:
+    lines += re.findall(r"`(uv run study[^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return [line.strip().removeprefix("uv run ") for line in lines if line.strip().startswith("uv run study")]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_are_known(name, capsys):
+    for command in commands_of(name):
         arguments = shlex.split(command.partition(" ")[2])
-        if arguments and arguments[0] != "--help":
+        if arguments and arguments[-1] != "--help":
             with pytest.raises(SystemExit):
                 cli.main([*arguments, "--no-such-option"])
             assert capsys.readouterr().err.endswith("error: unrecognized arguments: --no-such-option\n"), command
+
+
+def test_there_are_commands():
+    counts = [len(commands_of(name)) for name in DOCUMENTS]
+    assert counts[0] >= 10 and counts[1] >= 8 and sum(counts) >= 30
+
+
+def test_the_readmes_test_command_is_cis():
+    command = "uv run pytest"
+    assert f"`{command}`" in (data.ROOT / "README.md").read_text("utf-8")
+    assert (data.ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-1] == command

@@ -1,4 +1,4 @@
-"""The README's Python: on what `study export` writes, each block in a process of its own."""
+"""The Python of docs/using_a_model.md: on what `study export` writes, each block in a process of its own."""
 
 import ast
 import os
@@ -16,7 +16,9 @@ from dialogue_summarization.commands import export
 from dialogue_summarization.experiments import METHODS
 from dialogue_summarization.prompts import BRIEF
 
-OURS, WHOLE, ADAPTER = re.findall(r"```python\n(.*?)```", (data.ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+OURS, WHOLE, ADAPTER = re.findall(
+    r"```python\n(.*?)```", (data.ROOT / "docs" / "using_a_model.md").read_text("utf-8"), re.DOTALL
+)
 
 
 def run(code, folder):

@@ -120,11 +120,11 @@ def test_best_of_three_references_is_as_published(dialogsum):
 @needs_dialogsum
 def test_without_predictions_the_recorded_scores_are_rows(dialogsum):
     several = comparison.all_systems([], dialogsum, "nowhere")
-    assert {one.kind for one in several} == {"human", "baseline"}
+    assert {one.kind for one in several} == {"reference", "baseline"}
     table = comparison.leaderboard(several, dialogsum)
     assert table.loc["BART-large, fine-tuned", "ROUGE-1"].startswith("0.475 [")
-    share = table["share of the human gap"]
-    assert share.iloc[0] == "100%" and list(table["kind"][:2]) == ["human", "published"]
+    share = table["gap closed"]
+    assert share.iloc[0] == "100%" and list(table["kind"][:2]) == ["reference", "published"]
     assert share.str.endswith("%").all() and "0%" in share.tolist()
 
 
@@ -148,9 +148,9 @@ def test_a_published_file_of_other_dialogues_is_an_error(dialogsum, tmp_path):
 def test_other_dialogues_have_no_published_rows(quickstart):
     several, test = quickstart
     assert systems.published(test, SHARED / "published") == [] and systems.published_scores(test).empty
-    assert {"human", "run", "baseline"} == {one.kind for one in several}
+    assert {"reference", "run", "baseline"} == {one.kind for one in several}
     table = comparison.leaderboard(several, test)
-    assert len(table) == 9 and list(dict.fromkeys(table["kind"])) == ["human", "run", "baseline"]
+    assert len(table) == 9 and list(dict.fromkeys(table["kind"])) == ["reference", "run", "baseline"]
 
 
 def fake(name, scores, kind="run"):
@@ -175,7 +175,7 @@ def noisy():
     [
         (0.05, 0.05, "differ"),
         (0.0, 0.02, "as good as each other"),
-        (0.0, 0.15, "not distinguishable"),
+        (0.0, 0.15, "no significant difference"),
         (0.004, 0.01, "differ, by less than the margin"),
     ],
 )
@@ -195,23 +195,28 @@ def test_seeds_are_named_and_a_system_alone_has_no_pairs(noisy):
     assert comparison.pairwise(pair[:1], "rouge1").empty
 
 
-def test_the_minimum_detectable_effect_is_a_column(noisy):
+def test_the_smallest_detectable_difference_is_a_column(noisy):
     pair = [noisy("one", 0.05, 0.05), noisy("other", 0, 0.05)]
     gap = statistics.compare(pair[0].scores("rougeL"), pair[1].scores("rougeL"))
-    assert comparison.pairwise(pair, "rougeL")["minimum detectable effect"].tolist() == [
+    assert comparison.pairwise(pair, "rougeL")["smallest detectable difference"].tolist() == [
         f"{gap.minimum_detectable:.3f}"
     ]
 
 
-@pytest.mark.parametrize(("spread", "found"), [(0.02, "as good as each other"), (0.3, "not distinguishable")])
+@pytest.mark.parametrize(("spread", "found"), [(0.02, "as good as each other"), (0.3, "no significant difference")])
 def test_the_planned_comparison_is_one_test(noisy, spread, found):
-    pair = [noisy("full", 0, spread, seeds=3), noisy("lora-balanced (reference)", 0.001, spread, seeds=2)]
+    pair = [
+        noisy("full", 0, spread, seeds=3),
+        noisy("LoRA r16, q k v o: lora-balanced (reference)", 0.001, spread, seeds=2),
+    ]
     table = comparison.planned_comparison([*pair, noisy("other", 0, 0.1)])
     gap = statistics.compare(pair[1].scores("rouge1"), pair[0].scores("rouge1"))
     [(name, row)] = table.iterrows()
-    assert set(name.split(" − ")) == {"lora-balanced (reference)", "full"} and row["verdict"] == found
+    assert (
+        set(name.split(" − ")) == {"LoRA r16, q k v o: lora-balanced (reference)", "full"} and row["verdict"] == found
+    )
     p = f"{gap.p_equivalent:.3f}"
-    assert row["p (TOST, ROUGE-1 ± 0.01)"].replace("<0.001", p) == p and row["p"] == row["p (Holm)"]
+    assert row["p, equivalence test"].replace("<0.001", p) == p and row["p"] == row["p (Holm)"]
     assert f"{abs(gap.mean):+.3f} [" in row["ROUGE-1 difference"]
     assert sorted(row["seeds"].split(", ")) == ["2", "3"] and comparison.planned_comparison(pair[:1]).empty
 
@@ -261,32 +266,13 @@ def test_p_values_are_corrected_over_all_pairs(noisy):
     assert corrected.min() == pytest.approx(min(6 * p.min(), 1), abs=6 * 5e-4)
 
 
-def test_references_compare_like_with_like(quickstart):
+def test_the_figure_shows_every_system_and_grey_dots_for_committed_runs(quickstart):
     several, _ = quickstart
-    table = comparison.best_references(several, "rougeL")
-    assert list(table.columns) == ["mean", "best reference", "best of all but one"] and len(table) == 9
-    assert table.loc["humans, each against the others", "best reference"] == "–"
-    numbers = table.drop("humans, each against the others").astype(float)
-    assert (numbers["mean"] < numbers["best of all but one"]).all()
-    assert (numbers["best of all but one"] < numbers["best reference"]).all()
-
-
-def test_figures_show_every_system_and_every_cost(quickstart):
-    several, _ = quickstart
-    [ax] = comparison.standings(several).axes
+    made = [one.runs[0] for one in several if one.kind == "run"]
+    [ax] = comparison.standings(several, committed=made).axes
     assert {label.get_text() for label in ax.get_yticklabels()} == {f"{one.name} [{one.kind}]" for one in several}
-    made = [one.runs[0] for one in several if one.kind == "run"]
-    costs = [ax for ax in comparison.cost_against_quality(made, price_per_hour=1).axes if ax.get_visible()]
-    assert {"training s", "price", "to ship MB"} <= {ax.get_xlabel() for ax in costs}
-    assert all(len(ax.collections) == len(made) for ax in costs)
-
-
-def test_records_say_where_they_come_from(quickstart):
-    several, _ = quickstart
-    made = [one.runs[0] for one in several if one.kind == "run"]
-    record = comparison.record_sources(made[:1], ["zero-shot", "full"])["record"]
-    assert record["zero-shot (reference)"].startswith("committed reference of 20")
-    assert record["full"] == "missing: notebooks 01 to 03 make it"
+    dots = [line.get_xdata().tolist() for line in ax.lines if line.get_color() == "#b0b0b0" and len(line.get_xdata())]
+    assert sorted(dots) == sorted([[run.metrics["rougeL"]] for run in made])
 
 
 def test_runs_of_one_method_are_one_system(tiny_models, tiny_data, tmp_path):
@@ -294,6 +280,6 @@ def test_runs_of_one_method_are_one_system(tiny_models, tiny_data, tmp_path):
     made = [study.run(tiny, experiments.method("lora-efficient"), seed, outputs=tmp_path) for seed in (0, 1)]
     test = data.load(tiny)["test"]
     [one] = systems.of_runs(made, test)
-    assert one.name == "lora-efficient" and one.f1.shape == (2, 5, 4)
+    assert one.name == "LoRA r8, q v: lora-efficient" and one.f1.shape == (2, 5, 4)
     expected = np.mean([run.metrics["rougeL"] for run in made])
     assert one.score("rougeL") == pytest.approx(expected, abs=1e-6)

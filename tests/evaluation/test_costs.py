@@ -24,11 +24,14 @@ def test_costs_by_hand():
     )  # fmt: skip
     measures = costs.cost_measures(full, price_per_hour=2.5)
     assert (measures["price"], measures["energy_wh"], measures["trained"]) == (2.5, 1.0, 100.0)
-    assert measures["peak_gib"] == 1.5
+    assert measures["peak_gb"] == pytest.approx(1.610612736)
     assert measures["ship_mb"] == pytest.approx(134_515_008 * 4 / 1e6)
     assert costs.cost_measures(lora)["ship_mb"] == 5 and "energy_wh" not in costs.cost_measures(lora)
     assert costs.cost_measures(record("zero-shot"))["ship_mb"] == 0
     table = costs.costs([full, lora])
-    assert "price" not in table and table["energy Wh"].tolist() == ["1.0", "–"]
-    assert table["trained %"].tolist() == ["100.00", "1.00"] and table["to ship MB"].tolist() == ["538.1", "5.0"]
+    assert "price" not in table and table["energy (Wh)"].tolist() == ["1.0", "–"]
+    assert table["trainable parameters (%)"].tolist() == ["100.00", "1.00"] and table["saved file (MB)"].tolist() == [
+        "538.1",
+        "5.0",
+    ]
     assert costs.costs([full, lora], price_per_hour=4.0)["price"].tolist() == ["4.0000", "1.0000"]

@@ -2,11 +2,11 @@
 
 import json
 
-import nbformat
+import helpers
 import pytest
 from helpers import tiny_experiment
 
-from dialogue_summarization import data, models
+from dialogue_summarization import models
 from measurements import tables
 
 
@@ -33,21 +33,6 @@ def write(tmp_path):
     return records
 
 
-def run_cells(name, until, **parameters):
-    """What the code cells of a notebook define, run here with these parameters up to the cell that has a text."""
-    notebook = nbformat.read(data.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    names = {}
-    for number, source in enumerate(cells[1:]):  # the first one installs
-        exec(source, names)
-        if number == 0:
-            assert parameters.keys() <= names.keys()
-            names.update(parameters)
-        if until in source:
-            return names
-    raise AssertionError(f"no cell of {name} has {until!r}")
-
-
 @pytest.fixture(scope="session")
 def cells():
-    return run_cells
+    return helpers.run_cells

@@ -184,7 +184,7 @@ def test_the_table_of_methods(sweep_folder):
     table = report.methods(tested, report.load(sweep_folder, "methods"))
     assert table.index[0] == "pissa" and table.loc["pissa", "rate"] == ">0.001" and table.loc["dora", "rate"] == "0.001"
     assert table.loc["lora-balanced", ["seeds", "over balanced", "verdict"]].tolist() == [2, "–", "–"]
-    assert table.loc["pissa", "verdict"] == "differ" and table.loc["rslora", "verdict"] == "not distinguishable"
+    assert table.loc["pissa", "verdict"] == "differ" and table.loc["rslora", "verdict"] == "no significant difference"
     balanced = next(one for one in tested if one.name == "lora-balanced")
     assert balanced.f1.shape == (2, 300, 4)
     assert table.loc["lora-balanced", "ROUGE-L"].startswith(f"{balanced.score('rougeL'):.3f} [")
@@ -197,7 +197,7 @@ def shown(sweep_folder, cells):
 
 
 def test_full_and_lora_over_the_data(shown):
-    table = shown["table"]
+    table = shown["differences"]
     assert len(shown["tested"]) == 4 and list(shown["counts"]) == [125, 12_460] and list(table["seeds"]) == [2, 1]
     assert table["p (Holm)"][0] > 0.05 > table["p (Holm)"][1]
     assert table["full − lora-balanced"][1] == pytest.approx(0.05, abs=0.01)
@@ -208,8 +208,8 @@ def test_full_and_lora_over_the_data(shown):
 
 def test_figures_show_what_the_records_hold(sweep_folder, shown):
     table, figure = report.load(sweep_folder, "grid"), shown["rates"]
-    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
-    assert labels == ["rank 1", "rank 4", "rank 16", "rank 64", "rank 128", "full"]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == [*(f"LoRA r{rank}, all linear layers" for rank in (1, 4, 16, 64, 128)), "full"]
     drawn = figure.axes[0].containers[0].lines[0]
     rank_1 = table[(table["rank"] == 1) & (table["targets"] == "all linear") & (table["alpha"] == 32)]
     assert list(drawn.get_xdata()) == sorted(GRID_RATES)
@@ -240,6 +240,6 @@ def test_notebook_06_reads_whatever_records_there_are(sweep_folder, tmp_path, ma
     cells = json.loads(target.read_text("utf-8"))["cells"]
     shown = json.dumps([cell["outputs"] for cell in cells if cell["cell_type"] == "code"])
     assert '"stderr"' not in shown
-    assert shown.count("image/png") == (3 if made else 0)
+    assert shown.count("image/png") == (4 if made else 0)
     assert ("does not hold" in shown) == made
-    assert ("missing: python -m measurements sweep grid" in shown) != made
+    assert ("No records: python -m measurements sweep grid" in shown) != made

@@ -23,11 +23,11 @@ FITS = {
 
 
 def test_a_card_is_planned_until_it_is_measured(write):
-    planned = tables.cards({}, [8]).loc["8 GiB"]
+    planned = tables.cards({}, [8]).loc["8 GB"]
     assert len(planned) == 4 and planned.str.fullmatch(r"\d+ × \d+(, checkpointing)?; planned \d+\.\d").all()
-    measured = tables.cards(write(FITS), [8]).loc["8 GiB"]
+    measured = tables.cards(write(FITS), [8]).loc["8 GB"]
     added = [after.removeprefix(before) for before, after in zip(planned, measured, strict=True)]
-    assert added == [", took 5.0, halved to 1", "", ", NotEnoughMemory", ""]
+    assert added == [", measured 5.4, halved to 1", "", ", NotEnoughMemory", ""]
     assert measured["SmolLM2-135M, full"].startswith("2 × 16; ")
     assert measured["FLAN-T5-Base's shape, full"].endswith(", NotEnoughMemory")
 
@@ -45,14 +45,13 @@ def test_several_gpus_are_held_against_one(write):
     alone = {"step_milliseconds": 80.0, "peak_memory_bytes": 2 * GIB}
     records = write(entry | one | alone, entry | two | measured, entry | part | alone | {"step_milliseconds": 50.0})
     [row] = tables.several_gpus(records).reset_index().to_dict("records")
-    assert [row[name] for name in ("speedup", "losses differ by", "exchange, ms", "its part on one, ms")] == [
-        "1.50", "0.0020", "5.00", "50",
-    ]  # fmt: skip
-    assert [row[name] for name in ("peak GiB on one", "peak GiB each", "GPUs")] == ["2.0", "1.0", 2]
+    heads = ("speed-up", "losses differ by", "gradient sync (ms)", "one GPU, batch / n (ms)")
+    assert [row[name] for name in heads] == ["1.50", "0.0020", "5.00", "50"]
+    assert [row[name] for name in ("peak memory on one (GB)", "each (GB)", "GPUs")] == ["2.1", "1.1", 2]
     del one["losses"], one["samples_per_second"]
     failed = write(entry | one | {"failed": "NotEnoughMemory: no"}, entry | two | measured)
     [row] = tables.several_gpus({name: failed[name] for name in ("a", "a-gpus2")}).to_dict("records")
-    assert (row["samples/s on one"], row["speedup"], row["its part on one, ms"]) == ("out of memory", "–", "–")
+    assert (row["samples/s on one"], row["speed-up"], row["one GPU, batch / n (ms)"]) == ("out of memory", "–", "–")
     assert tables.several_gpus({}).empty
 
 

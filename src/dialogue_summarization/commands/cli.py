@@ -3,12 +3,15 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
 
   study                                     the quickstart: notebooks 01 to 04, minutes on a CPU, no network
   study smollm2-dialogsum --dataset PATH    the study, on DialogSum in a folder
-  study flan-t5-base-dialogsum              the study as first conceived, from the Hugging Face Hub
+  study flan-t5-base-dialogsum              the same with FLAN-T5-base, from the Hugging Face Hub
   study score predictions.csv --dataset PATH --split test
   study compare quickstart/full quickstart/lora-balanced
   study summarize quickstart/full dialogue.txt
 """
 
+import errno
+import io
+import os
 import sys
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -19,20 +22,58 @@ from ..errors import UserError
 from ..experiments import EXPERIMENTS, METHODS
 from ..methods.table import FURTHER_METHODS
 
+SET = "another setting, as epochs=2, or of one run, as lora-balanced.r=32; see docs/settings.md (repeatable)"
+REPORT_TO = "trackers, of: tensorboard, wandb, mlflow, trackio, none (default: tensorboard, files on this machine)"
+LONG = "dialogues longer than the model takes: cut at the end (default), or split and summarized in parts"
+_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
+_USE = "Free some space or name another folder; what was finished is kept, and the same command resumes."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, 1 after an error that the user can mend, or 130 after an interruption."""
+    """Run the command line. Returns 0, 1 after an error that the user can mend, 130 after an interruption, or 141.
+
+    The last is where whoever reads the output, as `head`, has read enough.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where a console lacks a character
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "quickstart")
     options = _parser().parse_args(arguments)
+    for name, variable in {"device": "STUDY_DEVICE", "yes": "STUDY_YES"}.items():  # notebooks' kernels get them too
+        if getattr(options, name, None):
+            os.environ[variable] = str(getattr(options, name))
     try:
         _function(options.command)(options)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        print("\nInterrupted. The same command resumes where it stopped.", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"study: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        from .execution import memory_advice
+
+        print(f"study: Memory is short. {memory_advice()}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _UNUSABLE:
+            raise
+        print(f"study: {error.filename or 'A file'} cannot be used: {error.strerror}. {_USE}", file=sys.stderr)
         return 1
     return 0
 
@@ -51,6 +92,8 @@ def _function(command: str) -> Callable[[Namespace], None]:
             from .trained import decode as function
         case "likelihood":
             from .trained import measure_likelihoods as function
+        case "tune":
+            from .tune import tune as function
         case "export":
             from .export import export_command as function
         case "demo":
@@ -73,22 +116,27 @@ def _parser() -> ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=parents).add_argument
 
     # What several commands take.
-    a_run, data, outputs, scoring = (ArgumentParser(add_help=False) for _ in range(4))
+    a_run, data, outputs, scoring, machine, long, making = (ArgumentParser(add_help=False) for _ in range(7))
     a_run.add_argument("run", type=Path, metavar="RUN", help="a run, as quickstart/full, or its folder")
     data.add_argument("--dataset", metavar="SOURCE", help="a Hub id or a folder (default: the run's own)")
     outputs.add_argument("--outputs", type=Path, metavar="DIR", help="where runs are (default: outputs)")
     scoring.add_argument("--split", default="test", choices=("train", "validation", "test"))
     scoring.add_argument("--column", default="prediction", help="the column with the summaries (default: prediction)")
+    machine.add_argument("--device", choices=("cpu",), help="leave a GPU alone (default: it is used)")
+    long.add_argument("--long", default="cut", choices=("cut", "split"), help=LONG)
+    making.add_argument("--model", metavar="SOURCE", help="another: a name of `study models`, a Hub id, or a folder")
+    making.add_argument("--dataset", metavar="SOURCE", help="other data: a Hub id, or a folder (see data/README.md)")
+    making.add_argument("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
+    making.add_argument("--set", action="append", metavar="NAME=VALUE", help=SET)
+    making.add_argument("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
+    making.add_argument("--report-to", metavar="NAME,NAME", help=REPORT_TO)
+    making.add_argument("--yes", action="store_true", help="start what takes hours on a CPU")
     scoring.add_argument("--allow-missing", action="store_true", help="score missing and empty summaries as empty")
 
     runs = f"which runs, of: {', '.join([*METHODS, *FURTHER_METHODS])} (default: %(default)s)"
     for experiment in EXPERIMENTS.values():
-        option = add(experiment.name, experiment.title, outputs)
+        option = add(experiment.name, experiment.title, making, machine, outputs)
         option("--runs", default=",".join(experiment.runs), metavar="RUN,RUN", help=runs)
-        option("--model", metavar="SOURCE", help="another: a name that `study models` lists, a Hub id, or a folder")
-        option("--dataset", metavar="SOURCE", help="other data: a Hub id, or a folder (see data/README.md)")
-        option("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
-        option("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
         option("--force", action="store_true", help="run again what is done already")
         option("--gpus", type=int, default=1, metavar="N", help="train on N GPUs, or in N processes on a CPU")
 
@@ -100,7 +148,11 @@ def _parser() -> ArgumentParser:
     option("runs", nargs="+", type=Path, metavar="RUN", help="as quickstart/full (all its seeds), a folder, or a file")
     option("--measure", default="rougeL", choices=("rouge1", "rouge2", "rougeL", "rougeLsum"))
     add("models", "list base models and what fits this machine")
-    option = add("summarize", "summarize a dialogue with a trained model", a_run)
+    option = add("tune", "choose a run's learning rate on validation", making, machine, outputs)
+    option("experiment", metavar="EXPERIMENT", help=f"of: {', '.join(EXPERIMENTS)}")
+    option("run", metavar="RUN", help="a run that is trained, as lora-balanced")
+    option("--learning-rate", required=True, metavar="RATE,RATE", help="the rates to try, as 5e-4,1e-3,2e-3")
+    option = add("summarize", "summarize a dialogue with a trained model", a_run, machine, long)
     option("file", metavar="FILE", help="a text file with a dialogue, or - for standard input")
     option = add("mbr", "choose among sampled summaries for minimum Bayes risk, and keep the record", a_run, data)
     option("--split", default="test", choices=("validation", "test"), help="settings are chosen on validation")
@@ -109,10 +161,12 @@ def _parser() -> ArgumentParser:
     option("--epsilon", type=float, default=0.02, help="least probability of a token that is drawn (default: 0.02)")
     option("--seed", type=int, default=0, help="of the draws (default: 0)")
     add("likelihood", "test how often a run's model finds a reference likelier than a wrong summary", a_run, data)
-    option = add("export", "write a trained model or adapter, with a card, and check that it loads alone", a_run)
+    option = add("export", "write a trained model or adapter, with a model card, and check that it loads", a_run)
     option("folder", type=Path, metavar="DIR", help="a new folder")
     option("--merge", action="store_true", help="a whole model, with the adapter in its weights")
-    option = add("demo", "a web page on this machine to try the trained runs (extra: uv sync --extra demo)", outputs)
+    option("--gguf", choices=("f16", "q8_0"), help="one file for llama.cpp and Ollama, and a Modelfile")
+    text = "a web page on this machine to try the trained runs (extra: uv sync --extra demo)"
+    option = add("demo", text, outputs, machine, long)
     option("experiment", nargs="?", default="quickstart", metavar="EXPERIMENT", help="its name (default: quickstart)")
     option("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network use the page (default: 127.0.0.1)")
     add("doctor", "what this machine has, and which experiments it can run", outputs)

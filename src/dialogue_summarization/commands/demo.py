@@ -8,23 +8,29 @@ from html import escape
 
 import pandas as pd
 
-from .. import generation, hardware, runs, study
+from .. import hardware, runs, study
 from ..errors import ConfigurationError, UserError
+from ..hub import SOCKS
 from ..models import ModelBundle
 from ..report import display_name
+from .long import summarize_long
+from .trained import announce
 
 
 def serve(options: Namespace) -> None:
     """Serve the page until interrupted. It fetches nothing from elsewhere and reports to no one. Raises `UserError`."""
     try:
         import gradio
-    except ImportError:
-        raise UserError("The page needs gradio: `uv sync --extra demo`, or pip install -e '.[demo]'.") from None
+    except ImportError as error:
+        reason = SOCKS if "SOCKS" in str(error) else "`uv sync --extra demo`, or pip install -e '.[demo]'"
+        raise UserError(f"The page needs gradio: {reason}.") from None
     records = loadable(runs.collect(options.experiment, options.outputs or runs.OUTPUTS), options.experiment)
+    for run in records:
+        announce(run)
     with hardware.quiet():
         bundles = [study.load_run(run) for run in records]
     page = gradio.Interface(
-        lambda dialogue: answer(records, bundles, dialogue),
+        lambda dialogue: answer(records, bundles, dialogue, options.long),
         gradio.Textbox(label="Dialogue", lines=8, max_lines=20, placeholder="#Person1#: Hello.\n#Person2#: Hi!"),
         gradio.HTML(label="Summaries"),
         title=f"Dialogue summaries: {options.experiment} on {hardware.describe()['device']}",
@@ -54,7 +60,7 @@ def loadable(records: Sequence[runs.Run], experiment: str) -> list[runs.Run]:
     return [run for run in records if run not in missing]
 
 
-def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue: str) -> str:
+def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue: str, long: str = "cut") -> str:
     """HTML with each run's summary and its seconds, and the dialogue's beginning; every text in it is escaped."""
     # A browser can send halves of characters, which no tokenizer takes.
     text = dialogue.encode("utf-8", "replace").decode().strip()
@@ -64,13 +70,14 @@ def answer(records: Sequence[runs.Run], bundles: Sequence[ModelBundle], dialogue
     for run, bundle in zip(records, bundles, strict=True):
         start = time.perf_counter()
         with hardware.quiet():
-            [summary] = generation.summarize(bundle, [text], run.experiment.generation, progress=False)
+            summary, parts = summarize_long(bundle, text, run.experiment.generation, long)
         rows[display_name(run)] = {"summary": summary or "(empty)", "seconds": f"{time.perf_counter() - start:.1f}"}
     family = bundles[0].family
     tokens, limit = family.prompt_length(text), family.max_prompt_tokens
     note = f"({tokens:,} tokens with the prompt)"
     if tokens > limit:
-        note = f"is longer than the model takes: {tokens:,} tokens with the prompt, of {limit:,}. Its end was left out."
+        left = f"It was summarized in {parts} parts" if parts > 1 else "Its end was left out"
+        note = f"is longer than the model takes: {tokens:,} tokens with the prompt, of {limit:,}. {left}."
     table = pd.DataFrame(rows).T.style.format(escape="html").format_index(escape="html")
     table.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
     return f"<p>“{escape(textwrap.shorten(text, 60, placeholder=' …'))}” {note}</p>{table.to_html()}"

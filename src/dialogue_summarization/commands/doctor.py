@@ -3,17 +3,22 @@
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
 from huggingface_hub import constants
 
 from .. import hardware, hub, packaged, runs
-from ..errors import ConfigurationError, ModelError
+from ..disk import require_writable
+from ..errors import ConfigurationError, ModelError, UserError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, SAMPLE_DATA, Experiment
-from .models import BASE_MODELS, GIB
+from ..ranks import require_one
+from .execution import require_runtime_folder
+from .models import BASE_MODELS
 
-# Activations and libraries beside weights, gradients and optimizer: quickstart's full run took 5.4 GB in all on a CPU.
-OTHER_GIB = 3
+OTHER_GB = 3.2  # beside parameters, gradients and optimizer: the quickstart's full run took 5.3 GB in all on a CPU
+CUDA_TORCH = "uv pip install --reinstall torch --torch-backend=auto, then uv run --no-sync study"
 
 
 def report(options: Namespace) -> None:
@@ -21,15 +26,23 @@ def report(options: Namespace) -> None:
     outputs = (options.outputs or runs.OUTPUTS).resolve()
     machine, hub_error = runs.environment(), hub.offline_reason()
     cached = ["/".join(path.name.split("--")[1:]) for path in sorted(Path(constants.HF_HUB_CACHE).glob("*--*"))]
-    disk = shutil.disk_usage(next(place for place in (outputs, *outputs.parents) if place.exists()))
+    place = next(place for place in (outputs, *outputs.parents) if place.exists())
+    disk = shutil.disk_usage(place)
     print(f"Device:         {machine['device']} ({machine['system']})")
-    print(f"Memory:         {machine['memory_bytes'] / GIB:.1f} GiB, free {hardware.free_memory() / GIB:.1f}")
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        print(f"                NVIDIA GPU found, torch built without CUDA: {CUDA_TORCH}")
+    print(f"Memory:         {machine['memory_bytes'] / 1e9:.1f} GB, free {hardware.free_memory() / 1e9:.1f}")
     print(f"Precision:      {machine['precision']} ({hardware.precision_and_reason()[1]})")
     print(f"Versions:       {', '.join(f'{name} {machine[name]}' for name in ('python', *runs.PACKAGES))}")
-    print(f"Disk:           {disk.free / GIB:.1f} GiB free for {outputs}")
+    print(f"Disk:           {disk.free / 1e9:.1f} GB free for {outputs}")
     print(f"Hub:            {hub_error or 'it answers'}; in {constants.HF_HUB_CACHE}: {', '.join(cached) or 'nothing'}")
     print(f"Packaged model: {_packaged_error() or f'{packaged.gguf().name}, converted into {packaged.cache()}'}")
     reasons = {name: problems(experiment, hub_error, cached) for name, experiment in EXPERIMENTS.items()}
+    for require in (partial(require_writable, place), packaged.require_cache, require_runtime_folder, require_one):
+        try:
+            require()
+        except UserError as error:
+            reasons = {name: [str(error), *others] for name, others in reasons.items()}
     for name, experiment in EXPERIMENTS.items():
         print(f"\n{name}: {experiment.title}")
         print("\n".join(f"  not here: {reason}" for reason in reasons[name]) or "  can run here")
@@ -48,9 +61,10 @@ def problems(experiment: Experiment, hub_error: str | None, cached: Sequence[str
     if experiment.name != "quickstart" and hardware.device().type == "cpu":
         reasons.append("it is meant for a GPU, and there is none.")
     base = BASE_MODELS.get(experiment.model.rpartition("/")[2], BASE_MODELS["SmolLM2-135M-Instruct"])
-    needed, free = base.gib("full") + OTHER_GIB, hardware.free_memory() / GIB
+    needed, free = base.gb("full") + OTHER_GB, hardware.free_memory() / 1e9
     if free < needed:
-        reasons.append(f"it takes about {needed:.1f} GiB of memory, and {free:.1f} are free. Leave full out (--runs).")
+        advice = "Leave full out: --runs zero-shot,lora-balanced."
+        reasons.append(f"it takes about {needed:.1f} GB of memory, and {free:.1f} are free. {advice}")
     return reasons
 
 

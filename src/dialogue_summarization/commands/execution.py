@@ -4,12 +4,15 @@ A kernel of its own for each notebook would import torch and transformers again,
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
+from jupyter_core.paths import jupyter_runtime_dir
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import ClearOutputPreprocessor
@@ -18,6 +21,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
+from ..disk import require_writable
 from ..errors import UserError
 
 EMPTY = "get_ipython().reset(new_session=True)\nimport gc\ngc.collect()\ndel gc"
@@ -36,11 +40,16 @@ class Kernel(NotebookClient):
             self.bar.set_postfix_str("{what}: {done} of {total}, {left} left".format(**now))
         return super().process_message(msg, cell, cell_index)
 
+    def printed_by(self, code: str) -> str:
+        """What code prints that belongs to no notebook."""
+        cell = nbformat.v4.new_code_cell(code)
+        self.nb = nbformat.v4.new_notebook(cells=[cell])
+        self.execute_cell(cell, 0, store_history=False)
+        return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
     def execute_all(self, notebook: NotebookNode) -> None:
         """Execute a notebook's cells in order, from an empty namespace."""
-        empty = nbformat.v4.new_code_cell(EMPTY)
-        self.nb = nbformat.v4.new_notebook(cells=[empty])
-        self.execute_cell(empty, 0, store_history=False)
+        self.printed_by(EMPTY)
         self.nb = notebook
         self.reset_execution_trackers()
         for number, cell in enumerate(notebook.cells):
@@ -49,17 +58,28 @@ class Kernel(NotebookClient):
             self.bar.update()
 
 
+def require_runtime_folder() -> None:
+    """Raise `UserError` where a kernel could not start, which writes into the user's home how it is to be reached."""
+    require_writable(Path(jupyter_runtime_dir()), "Set HOME, or JUPYTER_RUNTIME_DIR, to a folder that can be.")
+
+
 @contextmanager
 def kernel(folder: Path) -> Iterator[Kernel]:
     """A kernel that works in a folder, started at once."""
     client = Kernel(nbformat.v4.new_notebook(), kernel_name="python3", timeout=None, coalesce_streams=True)
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # its note on TCP would break the progress bar
-    with client.setup_kernel(cwd=str(folder)):
-        yield client
+    client.create_kernel_manager().kernel_spec_manager.kernel_dirs = []  # this Python's own, whatever else is installed
+    try:
+        with client.setup_kernel(cwd=str(folder)):
+            yield client
+    except RuntimeError as error:  # of jupyter_client: it died, or was too slow, before it was ready
+        raise UserError(f"The notebooks' kernel did not start ({error}). {memory_advice()}") from error
 
 
-def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
+def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path, ending: str = "") -> str:
     """Execute notebooks with their parameters, and keep each in a folder, failed or not, also as HTML.
+
+    Returns what `ending` prints, which is executed after them: this process has not imported torch, their kernel has.
 
     Raises:
         UserError: A cell failed, or the kernel was ended from outside. What was finished is kept.
@@ -81,8 +101,10 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path) -> None:
                     raise UserError(f"{path.name} {_reason(error, notebook)}\n{_kept(folder / path.name)}") from error
                 finally:
                     written.append(writer.submit(_write, notebook, folder / path.name))
+            printed = client.printed_by(ending)
     for future in written:
         future.result()  # what went wrong in writing is raised here
+    return printed
 
 
 def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
@@ -91,17 +113,28 @@ def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNo
 
 
 def _reason(error: Exception, notebook: NotebookNode) -> str:
-    if isinstance(error, CellExecutionError):
-        count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
-        return f"stopped in cell {count}: {error.ename}: {error.evalue}"
+    if not isinstance(error, CellExecutionError):
+        return f"stopped: its kernel was ended from outside, as a rule for want of memory. {memory_advice()}"
+    count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
+    reason = f"stopped in cell {count}: {error.ename}: {error.evalue}"
+    wants_memory = error.ename == "MemoryError" or "allocate memory" in error.evalue
+    return f"{reason}. {memory_advice()}" if wants_memory else reason
+
+
+def memory_advice() -> str:
+    """How much memory there is, and what to do where it is too little."""
+    memory = psutil.virtual_memory()
     return (
-        "stopped: its kernel was ended from outside, as a rule for want of memory. Close other programs, run less at "
-        "once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
+        f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory are free. Close other programs, run "
+        f"less at once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
     )
 
 
 def _kept(path: Path) -> str:
-    return f"The notebook as far as it came: {path}. What was finished is kept; the same command goes on."
+    where = f"The notebook as far as it came: {path}."
+    if shutil.disk_usage(path.parent).free < 1 << 20:
+        where = f"The disk of {path.parent} is full: free some space, or name another folder (--outputs)."
+    return f"{where} What was finished is kept; the same command goes on."
 
 
 def _write(notebook: NotebookNode, target: Path) -> None:

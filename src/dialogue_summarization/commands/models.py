@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from ..experiments import VIRTUAL_TOKENS
 
-GIB = 1 << 30
 # Without activations, which grow with batch and length. Weights are fp32: 4 bytes. Full fine-tuning adds gradients and
 # AdamW's two moments: 16. With LoRA only the adapter has them, at most 2 % of the parameters.
 BYTES_PER_PARAMETER = {"use": 4, "LoRA": 4 + 0.02 * 16, "full": 16}
@@ -21,13 +20,13 @@ class BaseModel:
     prompt: str  # in a turn of its chat template, as an instruction, or to learn: zero-shot, it writes no summaries
     max_prompt_tokens: int  # the longest prompt that it takes, or was made for; of chat models hardly any is longer
 
-    def gib(self, use: str) -> float:
-        """GiB that a use takes, one of `BYTES_PER_PARAMETER`."""
-        return self.parameters * BYTES_PER_PARAMETER[use] / GIB
+    def gb(self, use: str) -> float:
+        """GB (10^9 bytes) that a use takes, one of `BYTES_PER_PARAMETER`."""
+        return self.parameters * BYTES_PER_PARAMETER[use] / 1e9
 
     def fits(self, free_bytes: int) -> str:
         """The most that it can be put to in so much memory: full, LoRA, use, or no."""
-        return next((use for use in ("full", "LoRA", "use") if self.gib(use) * GIB <= free_bytes), "no")
+        return next((use for use in ("full", "LoRA", "use") if self.gb(use) * 1e9 <= free_bytes), "no")
 
 
 _POSITIONS = 1024 - VIRTUAL_TOKENS  # BART and PEGASUS have 1,024, and prompt tuning needs some
@@ -61,8 +60,8 @@ def print_models(_: Namespace) -> None:
 
     free, rows = hardware.free_memory(), {}
     for name, model in BASE_MODELS.items():
-        sizes = {f"{use} GiB": f"{model.gib(use):.1f}" for use in BYTES_PER_PARAMETER}
+        sizes = {f"{use} (GB)": f"{model.gb(use):.1f}" for use in BYTES_PER_PARAMETER}
         row = {"parameters": f"{model.parameters:,}", "prompt": model.prompt, "tokens": f"{model.max_prompt_tokens:,}"}
         rows[name] = {**row, **sizes, "fits here": model.fits(free)}
     print(pd.DataFrame(rows).T.to_string())
-    print(f"\nFree here: {free / GIB:.1f} GiB ({hardware.describe()['device']}). In fp32; activations come on top.")
+    print(f"\nFree here: {free / 1e9:.1f} GB ({hardware.describe()['device']}). In fp32; activations come on top.")

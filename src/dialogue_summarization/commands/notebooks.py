@@ -1,31 +1,35 @@
 """Run an experiment's notebooks, and copy them for a class. Imports that are slow wait for options that can be used."""
 
+import importlib.util
 import os
 import re
-import threading
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .. import experiments
 from ..errors import ConfigurationError
-from ..experiments import EXPERIMENTS, STUDY_RUNS, Experiment, Method
+from ..experiments import EXPERIMENTS, PACKAGED_MODEL, STUDY_RUNS, Experiment, Method
+from ..ranks import require_one, world_size
 from .models import BASE_MODELS
 
+if TYPE_CHECKING:
+    import datasets
+
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")
 MADE_BY = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}  # the other runs of the study: NOTEBOOKS[2]
 
 
 def run_experiment(options: Namespace) -> None:
     """Make the runs, by the notebooks that teach them, and print their results. Raises many kinds of `UserError`."""
-    names = [name.strip() for name in options.runs.split(",") if name.strip()]
-    methods = [experiments.method(name) for name in names]
-    model, dataset = _absolute(options.model), _absolute(options.dataset)
-    if model in BASE_MODELS:
-        model = BASE_MODELS[model].hub_id
-    experiment = experiments.experiment(options.command, model=model, dataset=dataset, limit=options.limit)
-
+    require_one()
+    methods = experiments.methods(options.runs)
+    names = [method.name for method in methods]
+    experiment = asked_experiment(options.command, options, names)
+    if options.report_to:
+        report_to(options.report_to)
     print(f"{experiment.name}: {', '.join(names)}", flush=True)
     from .. import data
     from ..disk import lock_run, unlock
@@ -35,10 +39,19 @@ def run_experiment(options: Namespace) -> None:
     folder, source = outputs / experiment.name, data.ROOT / "notebooks"
     if not source.exists():
         raise ConfigurationError(f"There is no folder {source}: run `study` in a clone of the project.")
-    # Errors here, not in a notebook: bad data, and a run that another process is making.
-    test = data.load(experiment)["test"]
-    for name in names:
-        unlock(lock_run(folder / name / f"seed-{options.seed}.partial"))
+    # Errors here, not in a notebook: bad data, a model that cannot learn from it, a run that another process is making,
+    # hours on a CPU.
+    execution.require_runtime_folder()
+    splits = data.load(experiment)
+    if experiment.model != PACKAGED_MODEL:
+        _try_to_encode(experiment, splits)
+    for method in methods:
+        unlock(lock_run(folder / method.name / f"seed-{options.seed}.partial"))
+        is_made = (folder / method.name / f"seed-{options.seed}" / "metrics.json").exists()
+        if experiment.name != "quickstart" and (options.force or not is_made):  # that takes minutes anywhere
+            from .. import study
+
+            study.require_time(experiment, method, {split: len(rows) for split, rows in splits.items()})
     if options.gpus != 1:
         _make_in_processes(experiment, methods, options, outputs)
         options.force = False  # the notebooks load what the processes made
@@ -46,8 +59,9 @@ def run_experiment(options: Namespace) -> None:
         if method.name not in STUDY_RUNS:  # no notebook makes it; the last one compares it
             make_runs(experiment, [method], options.seed, outputs, options.force)
 
-    parameters = {"EXPERIMENT": options.command, "MODEL": model, "DATASET": dataset, "LIMIT": options.limit}
-    parameters |= {"SEED": options.seed, "FORCE": options.force, "OUTPUTS": options.outputs and str(outputs)}
+    parameters = {"EXPERIMENT": options.command, "LIMIT": options.limit, "SEED": options.seed, "FORCE": options.force}
+    parameters |= {"MODEL": options.model and experiment.model, "DATASET": options.dataset and experiment.dataset}
+    parameters |= {"OUTPUTS": options.outputs and str(outputs), "SETTINGS": list(experiment.changes)}
     defaults = ("quickstart", ",".join(EXPERIMENTS["quickstart"].runs))
     taught = [name for name in names if name in STUDY_RUNS]
     notebooks = sorted({MADE_BY.get(name, NOTEBOOKS[2]) for name in taught} | {NOTEBOOKS[3]})
@@ -57,24 +71,67 @@ def run_experiment(options: Namespace) -> None:
         sources[source / f"{notebook}.ipynb"] = {
             name: value for name, value in given.items() if value and value not in defaults
         }
-    threading.Thread(target=_tables, daemon=True).start()  # importing them takes seconds: meanwhile
-    execution.execute(sources, folder / "notebooks")
-    report, runs = _tables()
-    made = [run for run in runs.collect(experiment.name, outputs) if run.name in names]
-    made = [run for run in made if run.config.seed == options.seed]
-    print(f"\n{report.results(made).to_string()}\n\n{report.signature(test)}\n\n{report.example(made, test)}")
-    print(f"\nTo open: {folder / 'notebooks' / notebooks[-1]}.html\nRecords of the runs: {folder}")
+    changes = {"model": parameters["MODEL"], "dataset": parameters["DATASET"], "limit": options.limit}
+    changes |= {"settings": parameters["SETTINGS"], "runs": names}
+    ending = (
+        f"from {__name__} import print_results\nprint_results{(options.command, changes, options.seed, str(outputs))}"
+    )
+    print(f"\n{execution.execute(sources, folder / 'notebooks', ending)}")
+    print(f"To open: {folder / 'notebooks' / notebooks[-1]}.html\nRecords of the runs: {folder}")
+
+
+def print_results(name: str, changes: Mapping[str, Any], seed: int, outputs: str) -> None:
+    """Print the results of an experiment's runs that were just made, and what they say of one dialogue."""
+    from .. import data, report, runs
+
+    experiment = experiments.experiment(name, **changes)
+    made = [run for run in runs.collect(experiment.name, outputs) if run.name in changes["runs"]]
+    made = [run for run in made if run.config.seed == seed]
+    test = data.load(experiment)["test"]
+    print(report.results(made).to_string(), report.signature(test), report.example(made, test), sep="\n\n")
+
+
+def asked_experiment(name: str, options: Namespace, runs: Sequence[str], settings: Sequence[str] = ()) -> Experiment:
+    """The experiment of that name with the model, data, limit and settings that a command line asks for."""
+    model, dataset = _absolute(options.model), _absolute(options.dataset)
+    if model in BASE_MODELS:
+        model = BASE_MODELS[model].hub_id
+    settings = [*(options.set or ()), *settings]
+    experiment = experiments.experiment(
+        name, model=model, dataset=dataset, limit=options.limit, settings=settings, runs=runs
+    )
+    named = {text.partition("=")[0].rpartition(".")[0] for text in experiment.changes} - {"", *runs}
+    if named:
+        raise ConfigurationError(f"--set changes {min(named)}, which is not asked for: {', '.join(runs)}.")
+    return experiment
+
+
+def report_to(names: str) -> None:
+    """Have trainings report to these trackers, here and in processes that are started. Raises `ConfigurationError`."""
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in TRACKERS:
+            raise ConfigurationError(f"--report-to {name}: allowed are {', '.join(TRACKERS)}.")
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise ConfigurationError(
+                f"--report-to {name}: the package is missing. `uv pip install {name}` installs it."
+            )
+    os.environ["STUDY_REPORT_TO"] = ",".join(chosen)
+
+
+def _try_to_encode(experiment: Experiment, splits: "datasets.DatasetDict") -> None:
+    from .. import models
+
+    _, family = models.load_tokenizer(models.local_snapshot(experiment.model), experiment)
+    for rows in (splits["train"], splits["validation"]):
+        several = zip(rows["dialogue"], rows["summaries"], strict=True)
+        family.encode_all(*zip(*((dialogue, text) for dialogue, texts in several for text in texts), strict=True))
+    family.encode_all(splits["test"]["dialogue"])
 
 
 def _absolute(source: str | None) -> str | None:
     is_folder = source is not None and Path(source).expanduser().is_dir()
     return str(Path(source).expanduser().resolve()) if is_folder else source  # notebooks run elsewhere
-
-
-def _tables() -> tuple[ModuleType, ModuleType]:
-    from .. import report, runs
-
-    return report, runs
 
 
 def _make_in_processes(experiment: Experiment, methods: Sequence[Method], options: Namespace, outputs: Path) -> None:
@@ -92,7 +149,7 @@ def _make_in_processes(experiment: Experiment, methods: Sequence[Method], option
 
 def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outputs: Path, force: bool) -> None:
     """Make runs without notebooks, in this process or in each of several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         from ..distributed import study
     else:
         from .. import study
@@ -107,10 +164,11 @@ def copy_for_class(options: Namespace) -> None:
     from nbconvert.preprocessors import ClearOutputPreprocessor
 
     from ..data import ROOT
+    from ..disk import require_writable
 
     if options.folder.exists():
         raise ConfigurationError(f"{options.folder} is there already. Name a new folder.")
-    options.folder.mkdir(parents=True)
+    require_writable(options.folder, "Name another folder.")
     for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(source, as_version=4), {})
         for cell in notebook.cells:

@@ -8,7 +8,7 @@ import datasets
 
 from .. import data, disk, report
 from ..errors import ConfigurationError, DataError
-from ..evaluation import comparison, systems
+from ..evaluation import comparison, mbr, systems
 from ..files import SUFFIXES
 from .trained import find_runs
 
@@ -39,12 +39,13 @@ def _load(places: Sequence[Path], options: Namespace) -> tuple[list[systems.Syst
     if odd := [place for place in places if place.is_file() and place.suffix.lower() not in SUFFIXES]:
         raise DataError(f"{odd[0]}: summaries are read from files that end in {', '.join(SUFFIXES)}.")
     records = {place: find_runs(place) for place in places if place.suffix.lower() not in SUFFIXES}
-    config = next((several[0].config for several in records.values()), None)
-    if not config and not options.dataset:
+    made = {run.config.data_fingerprint: run for several in records.values() for run in several}  # one of each data
+    if not made and not options.dataset:
         raise ConfigurationError("Name the dialogues that the file summarizes: --dataset SOURCE.")
-    rows, loaded, missing = data.load_source(options.dataset or config.dataset)[options.split], [], 0
-    if config and options.split == "test":
-        rows = rows.select(range(min(config.dialogues["test"], len(rows))))
+    own = [mbr.splits_of(run, options.dataset or run.config.dataset) for run in made.values()]
+    if len({data.fingerprint({"test": splits["test"]}) for splits in own}) > 1:
+        raise DataError("These runs are of different test dialogues, and cannot be compared.")
+    rows, loaded, missing = (own[0] if own else data.load_source(options.dataset))[options.split], [], 0
     for place in places:
         if place in records:
             loaded += systems.of_runs(records[place], rows)

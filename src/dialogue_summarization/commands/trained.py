@@ -4,9 +4,13 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from .. import disk, files, generation, hardware, runs, study
+from .. import disk, files, hardware, runs, study
 from ..errors import ConfigurationError, DataError
 from ..evaluation import likelihood, mbr
+from ..tokenization import Family
+from .long import summarize_long
+
+_COPY = "Copy the run's folder to where it can be, and name the copy."
 
 
 def find_runs(place: Path) -> list[runs.Run]:
@@ -24,16 +28,39 @@ def find_trained(place: Path) -> list[runs.Run]:
     return [run for run in records if run.weights] or records
 
 
+def announce(run: runs.Run) -> None:
+    """Say on standard error which model is used, what it was trained on, and its licence where its folder has one."""
+    size = run.config.dialogues["train"] if run.config.settings else 0
+    trained = f"trained on {size:,} dialogues of {run.config.dataset}" if size else "not trained"
+    licence = run.folder / "LICENSE"
+    terms = f", {licence.read_text('utf-8').splitlines()[0]}" if licence.exists() else ""
+    print(f"{run.config.experiment}/{run.name}, seed {run.config.seed}: {trained}{terms}", file=sys.stderr)
+
+
 def summarize(options: Namespace) -> None:
     """Print a run's summary of the dialogue in a text file, or of standard input for `-`."""
     run = find_trained(options.run)[0]
+    announce(run)
     is_file = options.file != "-"
     text = files.read_text(Path(options.file)) if is_file else files.decode(sys.stdin.buffer.read(), "standard input")
     if not text.strip():
         raise DataError("The dialogue is empty.")
     with hardware.quiet():
-        bundle = study.load_run(run)
-        print(generation.summarize(bundle, [text.strip()], run.experiment.generation, progress=False)[0])
+        bundle, settings = study.load_run(run), run.experiment.generation
+        summary, parts = summarize_long(bundle, text.strip(), settings, options.long)
+    if parts > 1:
+        print(f"Longer than the model takes: summarized in {parts} parts, then their summaries.", file=sys.stderr)
+    else:
+        say_what_is_cut(bundle.family, text.strip())
+    print(summary)
+
+
+def say_what_is_cut(family: Family, dialogue: str) -> None:
+    """Say on standard error where a dialogue is longer than the model reads."""
+    length, limit = family.prompt_length(dialogue), family.max_prompt_tokens
+    if length > limit:
+        tokens = f"{length:,} tokens with the prompt, of {limit:,}"
+        print(f"The dialogue is longer than the model takes: {tokens}. The end was left out.", file=sys.stderr)
 
 
 def decode(options: Namespace) -> None:
@@ -45,6 +72,7 @@ def decode(options: Namespace) -> None:
         stem += f"-validation-{temperature:g}-{epsilon:g}"
     sampling = {"temperature": temperature, "epsilon_cutoff": epsilon}
     for run in find_trained(options.run):
+        disk.require_writable(run.folder, _COPY)
         rows = mbr.dialogues_of(run, options.dataset or run.config.dataset, options.split)
         with hardware.quiet():
             texts, record = mbr.decode(run, rows, options.split, options.samples, sampling, options.seed)
@@ -59,7 +87,10 @@ def measure_likelihoods(options: Namespace) -> None:
     """Test which summaries a run's model finds likelier, write `likelihood.csv` into its folder, print the table."""
     records = find_trained(options.run)
     for run in records:
+        disk.require_writable(run.folder, _COPY)
         test = mbr.dialogues_of(run, options.dataset or run.config.dataset, "test")
         with hardware.quiet():
-            disk.write_csv(run.folder / "likelihood.csv", likelihood.run_test(study.load_run(run), test))
+            bundle = study.load_run(run)
+            say_what_is_cut(bundle.family, test["dialogue"])
+            disk.write_csv(run.folder / "likelihood.csv", likelihood.run_test(bundle, test))
     print(likelihood.table(records).to_string())

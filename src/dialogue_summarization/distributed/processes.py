@@ -16,6 +16,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from ..errors import ConfigurationError, UserError
+from ..ranks import world_size
 
 
 def launch(world_size: int, function: Callable[..., None], *arguments: object) -> None:
@@ -41,7 +42,7 @@ def launch(world_size: int, function: Callable[..., None], *arguments: object) -
         if (name := getattr(error, "signal_name", None)) is None:
             raise  # a bug, with the traceback
         ended = f"Process {error.error_index + 1} of {world_size} was ended by {name}."
-        raise UserError(f"{ended} What was finished is kept; the same command goes on.") from None
+        raise UserError(f"{ended} What was finished is kept. The same command resumes.") from None
     finally:
         for process in context.processes:  # where this process was interrupted
             process.terminate()
@@ -64,7 +65,7 @@ def _call(rank: int, world_size: int, port: int, messages: Any, function: Callab
 
 def join() -> None:
     """Connect to the other processes, if there are several. All but the main process fall silent."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world_size()
     if size == 1:
         return
     if torch.cuda.is_available():

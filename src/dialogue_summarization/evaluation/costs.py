@@ -1,21 +1,20 @@
-"""What runs cost: trained weights, seconds, memory, energy, money, and megabytes to ship."""
+"""What runs cost: trained parameters, seconds, memory, energy, money, and the size of what is saved."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
-from ..hardware import GIB
 from ..report import display_name
 from ..runs import Run
 
 COST_COLUMNS = {  # key in `cost_measures`: heading, format
-    "trained": ("trained %", ".2f"),
-    "train_seconds": ("training s", ".0f"),
-    "generate_seconds": ("summaries s", ".0f"),
-    "peak_gib": ("peak memory GiB", ".2f"),
-    "energy_wh": ("energy Wh", ".1f"),
+    "trained": ("trainable parameters (%)", ".2f"),
+    "train_seconds": ("training (s)", ".0f"),
+    "generate_seconds": ("generation (s)", ".0f"),
+    "peak_gb": ("peak memory (GB)", ".2f"),
+    "energy_wh": ("energy (Wh)", ".1f"),
     "price": ("price", ".4f"),
-    "ship_mb": ("to ship MB", ".1f"),
+    "ship_mb": ("saved file (MB)", ".1f"),
 }
 _SECONDS_PER_HOUR = 3600
 
@@ -32,9 +31,9 @@ def costs(runs: Sequence[Run], price_per_hour: float | None = None) -> pd.DataFr
 
 
 def cost_measures(run: Run, price_per_hour: float | None = None) -> dict[str, float]:
-    """What a run cost: percent of the weights trained, seconds, GiB, Wh of the GPU, money, MB to ship. Absent: unknown.
+    """What a run cost: percent of the parameters trained, seconds, GB, Wh of the GPU, money, MB saved. Absent: unknown.
 
-    What is shipped to somebody who has the base model is the adapter, all weights as fp32, or nothing.
+    Whoever has the base model needs the adapter, all weights as fp32, or nothing.
 
     Args:
         run: The run.
@@ -44,7 +43,7 @@ def cost_measures(run: Run, price_per_hour: float | None = None) -> dict[str, fl
     measures: dict[str, float] = {"trained": 100 * known["trainable_parameters"] / known["parameters"]}
     measures |= {name: known[name] for name in ("train_seconds", "generate_seconds") if name in known}
     if "peak_memory_bytes" in known:
-        measures["peak_gib"] = known["peak_memory_bytes"] / GIB
+        measures["peak_gb"] = known["peak_memory_bytes"] / 1e9
     joules = ("train_joules", "generate_joules") if run.config.settings else ("generate_joules",)
     if all(name in known for name in joules):  # a training that was interrupted has none
         measures["energy_wh"] = sum(known[name] for name in joules) / _SECONDS_PER_HOUR

@@ -12,11 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from rouge_score.rouge_scorer import RougeScorer
 
 from .. import data, runs, study
-from ..errors import DataError
 from ..experiments import Generation
 from ..generation import summarize
 from ..models import ModelBundle
@@ -60,14 +59,19 @@ def select(texts: Sequence[str], rouge: RougeScorer | None = None) -> str:
     return texts[int(np.argmax(mbr_utility(texts, rouge)))]
 
 
+def splits_of(run: runs.Run, source: str) -> DatasetDict:
+    """The data that a run was made with. Raises `DataError` where the source does not hold it."""
+    splits = data.load(replace(run.experiment, dataset=source, dialogues=run.config.dialogues))
+    runs.require_data(run, splits)
+    return splits
+
+
 def dialogues_of(run: runs.Run, source: str, split: str) -> Dataset:
     """A run's test dialogues; or those of validation by which settings are chosen, without near-duplicates of train.
 
-    Raises `DataError` where the source does not hold the data that the run was made with.
+    Raises what `splits_of` raises.
     """
-    splits = data.load(replace(run.experiment, dataset=source, dialogues=run.config.dialogues))
-    if data.fingerprint(splits) != run.config.data_fingerprint:
-        raise DataError(f"{source} is not the data that {run.folder} was made with. Name that with --dataset.")
+    splits = splits_of(run, source)
     return splits["test"] if split == "test" else data.drop_near_duplicates(splits["validation"], splits["train"])
 
 

@@ -14,15 +14,19 @@ from .comparison import all_systems, leaderboard, pairwise, planned_comparison
 from .systems import from_columns, of_runs
 
 VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
-SCORES = """Mean F1 with 95 % intervals over dialogues (bootstrap), and over seeds if there are several: their number, \
-lowest and highest ROUGE-L stand beside. *lead-2* is a dialogue's first two turns. *Share of the human gap*: where \
-ROUGE-L lies between the best baseline (0 %) and humans against each other (100 %), if they are clearly above it."""
-PLANNED = "The one comparison that was planned before the runs were made: its p-values need no correction."
-TESTS = """p by a permutation test over dialogues, with several seeds by the bootstrap; Holm's correction is for the \
-number of pairs. TOST: below 0.05 two runs are as good as each other within 0.01 ROUGE-1. A true difference of the \
-*minimum detectable effect* is found 4 times of 5; smaller ones mostly go unseen."""
-BAYES_RISK = """Of several summaries drawn from the model the one that agrees best with the others (mean of ROUGE-1, \
--2 and -L): apart, since it optimizes the measure. What is gained is over the same run's own summaries, scored above."""
+SCORES = """ROUGE F1 as mean and 95 % interval over test dialogues (bootstrap), and over seeds if there are several. \
+*lead-2* is the dialogue's first two turns. *form only*: ROUGE-1 against the references of other dialogues; \
+*above form*: what the right references add. *validation loss*: before and after training, in nats per token. \
+*seeds*: how many, and the lowest and highest ROUGE-L. *gap closed*: in ROUGE-L, 0 % is the best baseline and 100 % \
+the references against each other; left out where these are not clearly better."""
+PLANNED = "The one comparison that was planned before the runs were made. Its p-values need no correction."
+TESTS = """*p*: permutation test over dialogues; with several seeds, bootstrap over seeds and dialogues. *p (Holm)*: \
+corrected for the number of pairs. *p, equivalence test*: below 0.05, two runs are as good as each other within 0.01 \
+ROUGE-1. *smallest detectable difference*: found with 80 % power; most smaller ones are missed. *verdict*: "no \
+significant difference" does not mean that the two are equal."""
+BAYES_RISK = """Several summaries are sampled for each dialogue, and the one that agrees best with the others is kept \
+(mean of ROUGE-1, -2 and -L). This optimizes the measure itself, so it is listed separately. *gained*: the difference \
+to the run's own summaries above. *samples*, *temperature*: how they were drawn. *seconds*: sampling and choosing."""
 
 
 def write(runs: Sequence[Run], test: datasets.Dataset, folder: Path) -> list[Path]:
@@ -34,7 +38,7 @@ def write(runs: Sequence[Run], test: datasets.Dataset, folder: Path) -> list[Pat
 
 
 def table(runs: Sequence[Run], test: datasets.Dataset) -> pd.DataFrame:
-    """A row per run, each seed apart: what it is, its scores with intervals, its costs, and where it was made."""
+    """A row per run, each seed separately: what it is, its scores with intervals, its costs, and where it was made."""
     rows = []
     for run in runs:
         config = run.config

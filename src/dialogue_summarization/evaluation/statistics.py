@@ -89,4 +89,4 @@ def verdict(p: float, p_equivalent: float, can_say: bool = True) -> str:
         return "differ, by less than the margin" if p_equivalent < LEVEL else "differ"
     if p_equivalent < LEVEL:
         return "as good as each other"
-    return "not distinguishable" if can_say else TOO_FEW
+    return "no significant difference" if can_say else TOO_FEW

@@ -25,7 +25,7 @@ from ..rouge import TYPES, score_dialogues, score_pairs, scorer_for
 from ..runs import Run
 from ..texts import unify_line_ends
 
-KINDS = ("human", "published", "run", "adapter", "file", "baseline")
+KINDS = ("reference", "published", "run", "adapter", "file", "baseline")
 CANDIDATES = 128  # train summaries that are tried as the one sentence for all dialogues
 DIALOGSUM_TEST = "1d9b7820906c345b"  # hash of the test split that the published systems summarized
 
@@ -150,7 +150,7 @@ def human_baseline(test: Dataset) -> list[System]:
         return []
     each = score_pairs(texts, others).groupby(level="dialogue")  # a human stands for a dialogue here
     mean, best = (scores.groupby(dialogues).mean().to_numpy()[None] for scores in (each.mean(), each.max()))
-    return [System("humans, each against the others", "human", mean, np.full_like(mean, np.nan), best)]
+    return [System("references, each against the others", "reference", mean, np.full_like(mean, np.nan), best)]
 
 
 def of_file(

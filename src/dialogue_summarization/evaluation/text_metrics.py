@@ -151,12 +151,3 @@ def failure_flags(summary: str, dialogue: str) -> dict[str, bool]:
         "repeats": max(Counter(ngrams(tokens, 3)).values(), default=0) >= 3,
         "copies": len(tokens) >= 8 and novelty(tokens, words(dialogue), 4) <= 0.2,
     }
-
-
-def failures(runs: Sequence[Run], test: Dataset) -> pd.DataFrame:
-    """A row per run: how many of its summaries have each of `failure_flags`, and how many have any."""
-    rows = {}
-    for run in runs:
-        flags = pd.DataFrame(map(failure_flags, predictions(run, test), test["dialogue"]))
-        rows[display_name(run)] = {**flags.sum(), "any": flags.any(axis=1).sum(), "of": len(flags)}
-    return pd.DataFrame(rows).T.rename_axis("run")

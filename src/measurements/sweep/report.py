@@ -19,7 +19,7 @@ from dialogue_summarization.evaluation.statistics import compare, holm
 from dialogue_summarization.intervals import resampled_means
 
 from . import records
-from .trials import ALPHA, SPACES, VARIANTS
+from .trials import ALPHA, VARIANTS
 
 BALANCED = "lora-balanced"
 HOLDS_BETWEEN = {
@@ -31,18 +31,6 @@ HOLDS_BETWEEN = {
 }
 TEN_TIMES, SAME_RATE, ATTENTION_BEHIND, MEETS_FULL, VARIANTS_NEAR = HOLDS_BETWEEN
 AT_END = "cannot tell: a best rate lies at the end of those tried"
-
-
-def contents(folder: Path) -> pd.DataFrame:
-    """One row per search space: trials that were made or diverged, minutes and device; what makes a missing one."""
-    rows = {}
-    for name in SPACES:
-        table = records.read(folder / f"{name}.csv")
-        missing = f"missing: python -m measurements sweep {name} --outputs DIR, on a GPU"
-        row = {"trials": len(table), "diverged": int(table["diverged"].sum())}
-        row["minutes"] = round(table["seconds"].sum() / 60, 1)
-        rows[name] = row | {"device": ", ".join(table["device"].unique()) or missing}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("search space")
 
 
 def load(folder: Path, name: str) -> pd.DataFrame:

@@ -20,7 +20,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from datasets import DatasetDict
 
-from dialogue_summarization import data, errors, experiments, models, rouge, runs, study
+from dialogue_summarization import data, errors, experiments, models, runs, study
+from dialogue_summarization.commands.tune import train_and_score
 from dialogue_summarization.disk import lock_run
 from dialogue_summarization.experiments import Experiment
 from dialogue_summarization.prepared import PreparedRun
@@ -116,8 +117,7 @@ def run(space: SearchSpace, common: Common, outputs: Path, part: Part = (1, 1), 
 def prepare(trial: Trial, common: Common, folder: Path) -> PreparedRun:
     """The run that a trial is, to be made in a folder."""
     experiment, splits = trial.experiment(common.experiment), sample(common.splits, trial.train_fraction, trial.seed)
-    sizes = {split: len(rows) for split, rows in splits.items()}
-    config = study.configure(experiment, trial.method, trial.seed, sizes, data.fingerprint(splits))
+    config = study.configure(experiment, trial.method, trial.seed, splits)
     return PreparedRun(experiment, trial.method, splits, config, folder)
 
 
@@ -161,11 +161,8 @@ def train(trial: Trial, prepared: PreparedRun, compiled: bool) -> dict[str, obje
     options = {"compiled": compiled} if torch.cuda.is_available() else {}
     trainer = study.make_trainer(prepared, prepared.splits["validation"], TRAIN_ONLY, **options)
     try:
-        trainer.train()
+        row |= train_and_score(trainer).mean().round(6).to_dict()
         row["eval_loss"] = trainer.evaluate()["eval_loss"]
-        trainer.generation = replace(trainer.generation, num_beams=1)
-        texts = trainer.summaries(list(trainer.validation["dialogue"]))
-        row |= rouge.score_dialogues(texts, trainer.validation["summaries"]).mean().round(6).to_dict()
         row["loss"] = [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]
         prepared.save(trainer)
         row |= {"diverged": 0} | trainer.costs()

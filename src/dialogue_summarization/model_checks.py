@@ -1,0 +1,89 @@
+"""What a folder must hold to be a model with its own tokenizer, and what the tokenizer must know: checked early."""
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from .errors import DataError, ModelError
+
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
+_LEAST_KNOWN = 0.8
+_TOKENIZER = "tokenizer.json, tokenizer_config.json and chat_template.jinja, as far as there are"
+
+
+def require_model(folder: Path) -> None:
+    """Raise `ModelError` where a folder holds an adapter, a run, checkpoints or none, and say what to name instead."""
+    if (folder / "adapter_config.json").exists():
+        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ModelError(
+            f"{folder} holds an adapter, not a whole model. Name its base, {base}, or a folder with the adapter merged "
+            f"into it (`study export RUN FOLDER --merge`; PEFT's merge_and_unload)."
+        )
+    if "model_type" not in _read_json(folder / "config.json"):
+        inside = sorted({path.parent.name for path in folder.glob("*/*config.json")})
+        hint = f" Name a folder in it: {', '.join(inside)}." if inside else ""
+        raise ModelError(f"{folder} holds no model: config.json is missing, or not a model's.{hint}")
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise `ModelError` where a folder has no tokenizer: transformers would make one up that knows no word."""
+    if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        base = (
+            _read_json(folder / "config.json").get("_name_or_path")
+            or "the folder or Hub model that it was trained from"
+        )
+        raise ModelError(f"{folder} holds a model without its tokenizer: copy {_TOKENIZER}, into it, from {base}.")
+    if not (folder / "tokenizer.json").exists() and any(folder.glob("*.model")) and not find_spec("sentencepiece"):
+        raise ModelError(
+            f"The tokenizer in {folder} is a SentencePiece model, which takes a package to read: "
+            f"`uv pip install sentencepiece`, or with pip: pip install sentencepiece."
+        )
+
+
+def require_own_tokenizer(
+    folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
+    """Raise `ModelError` where a tokenizer is not the model's, or knows nothing of a text."""
+    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
+    ends = [
+        end for given in (config.eos_token_id, generation) for end in (given if isinstance(given, list) else [given])
+    ]
+    if _known_part(tokenizer, [text]) < _LEAST_KNOWN:
+        wrong = "knows no word of the prompt"
+    elif len(tokenizer) > config.vocab_size:
+        wrong = f"knows {len(tokenizer):,} tokens, the model {config.vocab_size:,}"
+    elif tokenizer.eos_token_id is None or (any(ends) and tokenizer.eos_token_id not in ends):
+        wrong = f"ends texts with token {tokenizer.eos_token_id}, the model with {ends[0]}"
+    else:
+        return
+    raise ModelError(
+        f"The tokenizer in {folder} is incomplete or another model's: it {wrong}. Copy the model's own: {_TOKENIZER}."
+    )
+
+
+def require_known_script(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Raise `DataError` where a tokenizer does not know the script of texts."""
+    if texts and (known := _known_part(tokenizer, texts)) < _LEAST_KNOWN:
+        raise DataError(
+            f"The model's tokenizer knows {known:.0%} of the characters in the texts, which begin {texts[0][:40]!r}. "
+            f"Take a model for their script: Qwen's and SmolLM2's know every character."
+        )
+
+
+def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+    """Of the characters in texts, the fraction that is not lost as `<unk>` or as nothing."""
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    decoded = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    known, whole = (len("".join("".join(some).split())) for some in (decoded, texts))
+    return known / whole if whole else 1.0
+
+
+def _read_json(path: Path) -> dict:
+    """A JSON file's content; nothing where there is no such file, or it is damaged, which loading it will say."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
