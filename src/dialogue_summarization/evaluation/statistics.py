@@ -79,7 +79,7 @@ def tost(mean: float, error: float, dialogues: int, margin: float = MARGIN) -> f
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number m (Holm 1979): the smallest times m, the next times m - 1, never falling."""
     rising = pd.Series(p_values, dtype=float).sort_values(kind="stable")
-    corrected = (rising * range(len(rising), 0, -1)).cummax().clip(upper=1)
+    corrected = (rising * np.arange(len(rising), 0, -1)).cummax().clip(upper=1)
     return corrected.sort_index().tolist()
 
 
