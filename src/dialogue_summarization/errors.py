@@ -22,7 +22,7 @@ class RecordError(UserError, ValueError):
 
 
 class NotEnoughMemory(UserError, RuntimeError):
-    """A model or a batch that does not fit; the message says what is needed and what there is."""
+    """A model, a batch or a training that does not fit; the message says what is needed and what there is."""
 
 
 class TrainingDiverged(UserError, ArithmeticError):

@@ -18,7 +18,7 @@ import safetensors
 import torch
 import transformers
 
-from .errors import NotEnoughMemory, UserError
+from .errors import NotEnoughMemory
 
 GIB = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
@@ -86,25 +86,20 @@ def require_memory(folder: str | Path) -> None:
 
 
 def require_room(trained: int, folder: Path, copies: int) -> None:
-    """Stop before a training that cannot end: raise `UserError` where memory or the disk is too small for it.
+    """Stop before a training whose gradients and AdamW's moments a CPU has no memory for, or whose files do not fit.
 
-    On a CPU `trained` weights have gradients and two moments of AdamW beside them; `copies` of the weights go to
-    `folder`, where there may be some already.
+    `copies` of the trained weights go to `folder`, where some may be already. Raises `NotEnoughMemory`.
     """
-    needed, free = 3 * 4 * trained, free_memory()
-    if device().type == "cpu" and needed > free:
-        raise NotEnoughMemory(
-            f"Training takes {needed / GIB:.1f} GiB of memory beside the model, and {free / GIB:.1f} GiB are free: "
-            f"close other programs and notebooks' kernels, train an adapter (lora-balanced), or take a smaller model."
-        )
     folder.mkdir(parents=True, exist_ok=True)
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    needed, free = 4 * trained * copies, shutil.disk_usage(folder).free + there
-    if needed > free:
-        raise UserError(
-            f"Training writes {needed / GIB:.1f} GiB into {folder}, and {free / GIB:.1f} GiB are free there: free some "
-            f"space, or name another folder (--outputs; OUTPUTS in a notebook)."
-        )
+    disk = 4 * trained * copies, shutil.disk_usage(folder).free + there, f"in {folder}; name another (--outputs)"
+    memory = 12 * trained, free_memory(), "in memory; close other programs and notebooks' kernels"
+    for needed, free, where in (disk, *([memory] if device().type == "cpu" else [])):
+        if needed > free:
+            raise NotEnoughMemory(
+                f"Training takes {needed / GIB:.1f} GiB more, and {free / GIB:.1f} GiB are free {where}, or train an "
+                f"adapter (lora-balanced) or a smaller model."
+            )
 
 
 def keep_freed_memory() -> None:

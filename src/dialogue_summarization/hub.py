@@ -35,26 +35,20 @@ def _reason() -> str | None:
 _LOG_IN = "log in: `uv run hf auth login`"
 # What the Hub's client says in its errors, and what to do; the first that fits.
 _ADVICE = {
-    r"GatedRepo|gated (repo|dataset) (for|on)": f"It is gated: accept its terms at {{page}}, and {_LOG_IN}.",
+    r"GatedRepo|gated dataset on": f"It is gated: accept its terms at {constants.ENDPOINT}/{{}}, and {_LOG_IN}.",
     r"\b429\b": f"The Hub has had too many requests from here: wait some minutes, or {_LOG_IN}.",
-    r"is expired|Invalid credentials": "The Hub does not take your access token, which is wrong or has expired. "
-    f"Unset HF_TOKEN if it is set, make another at {{hub}}/settings/tokens, and {_LOG_IN}.",
-    r"RepositoryNotFound|doesn't exist|HFValidation|\b(401|404)\b": "The Hub has nothing of that name that you may "
+    r"is expired|Invalid credentials": "The Hub does not take your access token, which is wrong or has expired: unset "
+    f"HF_TOKEN, or make another at {constants.ENDPOINT}/settings/tokens, and {_LOG_IN}.",
+    r"RepositoryNotFound|doesn't exist|HFValidation|\b40[134]\b": "The Hub has nothing of that name that you may "
     f"read: check its spelling, as owner/name. If it is private, {_LOG_IN}.",
-    r"\[Errno (13|17|20|28|30)\]": "Its cache {cache} cannot be written: set HF_HOME to a folder that can be.",
-    r"\b403\b": f"Your access token may not read it: make one that may at {{hub}}/settings/tokens, and {_LOG_IN}.",
+    r"\[Errno (13|17|20|28|30)\]": "Its cache cannot be written: set HF_HOME to a folder that can be.",
 }
 
 
-def advice(error: BaseException, page: str) -> str:
+def advice(error: BaseException | None, page: str) -> str:
     """What to do about an error of the Hub's client; `page` is what was asked for, as its address has it."""
-    told = []
-    while error and error not in told:
-        told.append(error)
-        error = error.__cause__ or error.__context__
-    text = " ".join(f"{type(one).__name__} {one}" for one in told)
-    found = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, text)), None)
-    default = "Try again when it answers; what was fetched is kept."
-    return (found or default).format(
-        page=f"{constants.ENDPOINT}/{page}", hub=constants.ENDPOINT, cache=constants.HF_HUB_CACHE
-    )
+    said = ""
+    while error:
+        said, error = f"{said} {type(error).__name__} {error}", error.__cause__ or error.__context__
+    found = (advice for pattern, advice in _ADVICE.items() if re.search(pattern, said))
+    return next(found, "Try again when it answers; what was fetched is kept.").format(page)

@@ -1,4 +1,4 @@
-"""What a folder must hold to be a model with its own tokenizer, and what the tokenizer must know: checked early."""
+"""Whether a folder holds a model with its own tokenizer, and whether that knows the texts: asked before any work."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .errors import DataError, ModelError
 
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
 _LEAST_KNOWN = 0.8
 _TOKENIZER = "tokenizer.json, tokenizer_config.json and chat_template.jinja, as far as there are"
 
@@ -17,50 +16,41 @@ _TOKENIZER = "tokenizer.json, tokenizer_config.json and chat_template.jinja, as 
 def require_model(folder: Path) -> None:
     """Raise `ModelError` where a folder holds an adapter, a run, checkpoints or none, and say what to name instead."""
     if (folder / "adapter_config.json").exists():
-        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        raise ModelError(
-            f"{folder} holds an adapter, not a whole model. Name its base, {base}, or a folder with the adapter merged "
-            f"into it (`study export RUN FOLDER --merge`; PEFT's merge_and_unload)."
-        )
-    if "model_type" not in _read_json(folder / "config.json"):
-        inside = sorted({path.parent.name for path in folder.glob("*/*config.json")})
-        hint = f" Name a folder in it: {', '.join(inside)}." if inside else ""
+        base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        merged = "a folder with the adapter merged into it (`study export RUN FOLDER --merge`)"
+        raise ModelError(f"{folder} holds an adapter, not a whole model. Name its base, {base}, or {merged}.")
+    if "model_type" not in _read(folder / "config.json"):
+        inside = ", ".join(sorted({path.parent.name for path in folder.glob("*/*config.json")}))
+        hint = f" Name a folder in it: {inside}." if inside else ""
         raise ModelError(f"{folder} holds no model: config.json is missing, or not a model's.{hint}")
 
 
 def require_tokenizer(folder: Path) -> None:
     """Raise `ModelError` where a folder has no tokenizer: transformers would make one up that knows no word."""
-    if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
-        base = (
-            _read_json(folder / "config.json").get("_name_or_path")
-            or "the folder or Hub model that it was trained from"
-        )
+    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "*.model", "vocab.*")):
+        base = _read(folder / "config.json").get("_name_or_path") or "the folder or Hub model that it was trained from"
         raise ModelError(f"{folder} holds a model without its tokenizer: copy {_TOKENIZER}, into it, from {base}.")
     if not (folder / "tokenizer.json").exists() and any(folder.glob("*.model")) and not find_spec("sentencepiece"):
-        raise ModelError(
-            f"The tokenizer in {folder} is a SentencePiece model, which takes a package to read: "
-            f"`uv pip install sentencepiece`, or with pip: pip install sentencepiece."
-        )
+        install = "`uv pip install sentencepiece`, or with pip: pip install sentencepiece"
+        raise ModelError(f"The tokenizer in {folder} takes a package to read: {install}.")
 
 
 def require_own_tokenizer(
     folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
     """Raise `ModelError` where a tokenizer is not the model's, or knows nothing of a text."""
-    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
-    ends = [
-        end for given in (config.eos_token_id, generation) for end in (given if isinstance(given, list) else [given])
-    ]
+    given = config.eos_token_id, _read(folder / "generation_config.json").get("eos_token_id")
+    ends = {end for some in given for end in (some if isinstance(some, list) else [some])} - {None}
     if _known_part(tokenizer, [text]) < _LEAST_KNOWN:
         wrong = "knows no word of the prompt"
     elif len(tokenizer) > config.vocab_size:
         wrong = f"knows {len(tokenizer):,} tokens, the model {config.vocab_size:,}"
-    elif tokenizer.eos_token_id is None or (any(ends) and tokenizer.eos_token_id not in ends):
-        wrong = f"ends texts with token {tokenizer.eos_token_id}, the model with {ends[0]}"
+    elif tokenizer.eos_token_id not in (ends or {tokenizer.eos_token_id}) - {None}:
+        wrong = f"ends texts with token {tokenizer.eos_token_id}, the model with {', '.join(map(str, ends))}"
     else:
         return
     raise ModelError(
-        f"The tokenizer in {folder} is incomplete or another model's: it {wrong}. Copy the model's own: {_TOKENIZER}."
+        f"The tokenizer in {folder} is incomplete or another model's: it {wrong}. Copy its own: {_TOKENIZER}."
     )
 
 
@@ -81,7 +71,7 @@ def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> flo
     return known / whole if whole else 1.0
 
 
-def _read_json(path: Path) -> dict:
+def _read(path: Path) -> dict:
     """A JSON file's content; nothing where there is no such file, or it is damaged, which loading it will say."""
     try:
         return json.loads(path.read_text("utf-8"))

@@ -113,8 +113,8 @@ def load_tokenizer(path: str, experiment: Experiment) -> tuple[PreTrainedTokeniz
     with _naming_damage(folder):
         config = AutoConfig.from_pretrained(path)
         if config.model_type not in TARGET_MODULES:
-            kind, known = config.model_type, ", ".join(TARGET_MODULES)
-            raise ModelError(f"{path} is a {kind!r} model, an architecture that is not known here. Known are {known}.")
+            known = ", ".join(TARGET_MODULES)
+            raise ModelError(f"{path} is a {config.model_type!r} model; the architectures known here are {known}.")
         require_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(path)
     require_own_tokenizer(folder, config, tokenizer, experiment.prompt)

@@ -94,10 +94,8 @@ class Family:
         for row, summary in zip(rows, summaries, strict=True):
             length = len(row["labels"]) + self.label_shift * len(row["input_ids"])  # decoder-only: behind the prompt
             if length > room:
-                raise DataError(
-                    f"The model has positions for {room:,} tokens, and the summary that begins {summary[:60]!r} takes "
-                    f"{length:,}: shorten it, or leave its row out."
-                )
+                said = f"the summary that begins {summary[:60]!r} takes {length:,}: shorten it, or leave its row out"
+                raise DataError(f"The model has positions for {room:,} tokens, and {said}.")
 
     @cached_property
     def _prompt_affixes(self) -> tuple[str, str]:
@@ -121,10 +119,7 @@ class Family:
             if len(ids) <= self.max_prompt_tokens:
                 return ids
             kept -= len(ids) - self.max_prompt_tokens
-        raise ConfigurationError(
-            f"The prompt without a dialogue takes all {self.max_prompt_tokens} tokens that the model or the experiment "
-            f"allows (max_prompt_tokens): shorten it, or take a model with more positions."
-        )
+        raise ConfigurationError(f"max_prompt_tokens = {self.max_prompt_tokens} leaves no room for the dialogue.")
 
 
 @dataclass(frozen=True)

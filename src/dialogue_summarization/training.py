@@ -22,7 +22,7 @@ from .errors import ModelError, TrainingDiverged
 from .experiments import Generation, Method, Settings
 from .generation import summarize
 from .models import ModelBundle, count_parameters, further_methods
-from .ranks import require_one
+from .ranks import require_one_process
 from .rouge import score_dialogues
 from .tokenization import IGNORE_INDEX, Family
 
@@ -100,7 +100,7 @@ def trainer_class() -> type["SummarizationTrainer"]:
         from .distributed.trainer import DistributedTrainer as chosen
 
         return chosen
-    require_one()
+    require_one_process()
     if torch.cuda.is_available():
         from .acceleration.trainer import AcceleratedTrainer as chosen
     else:

@@ -294,16 +294,17 @@ def test_scores_of_other_scripts_have_a_signature_of_their_own(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("split", "old", "new"),
+    ("split", "old", "new", "knows_splits"),
     [
-        ("test", "", ""),  # its rows in another order
-        ("test", "I left number 20", "I left number 99"),  # in a dialogue
-        ("test", "forgot", "lost"),  # in references
-        ("validation", "", ""),
-        ("train", "Ann", "Iris"),
+        ("test", "", "", True),  # its rows in another order
+        ("test", "I left number 20", "I left number 99", True),  # in a dialogue
+        ("test", "forgot", "lost", True),  # in references
+        ("validation", "", "", True),
+        ("train", "Ann", "Iris", True),
+        ("test", "", "", False),
+        ("test", "forgot", "lost", False),
     ],
 )
-@pytest.mark.parametrize("knows_splits", [True, False])
 def test_a_run_is_scored_against_its_own_data_alone(
     split, old, new, knows_splits, made_once, tiny_data, tmp_path, monkeypatch, capsys
 ):

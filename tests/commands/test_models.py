@@ -1,5 +1,7 @@
 """The base models' entries are those of their configurations, and their short names are those of the Hub."""
 
+import re
+
 import forked
 import pytest
 import torch
@@ -119,7 +121,7 @@ def asked(monkeypatch):
 )
 def test_an_experiment_takes_a_base_model(asked, name, model):
     experiment = asked("--model", name)
-    assert (experiment.model, experiment.name) == (model, f"smollm2-dialogsum-{name.rpartition('/')[2]}")
+    assert (experiment.model, experiment.name) == (model, f"smollm2-dialogsum-{model.replace('/', '--')}")
 
 
 def test_a_folder_with_a_known_name_is_that_folder(asked, tmp_path, monkeypatch):
@@ -127,4 +129,5 @@ def test_a_folder_with_a_known_name_is_that_folder(asked, tmp_path, monkeypatch)
     for name in (str(tmp_path / "bart-base"), "bart-base"):
         monkeypatch.chdir(tmp_path)
         experiment = asked("--model", name)
-        assert (experiment.model, experiment.name) == (str(tmp_path / "bart-base"), "smollm2-dialogsum-bart-base")
+        assert experiment.model == str(tmp_path / "bart-base")
+        assert re.fullmatch("smollm2-dialogsum-bart-base-[0-9a-f]{6}", experiment.name)

@@ -139,5 +139,5 @@ def test_what_is_longer_than_the_models_positions_is_said_or_cut(model_type, lim
     long = train.map(lambda row, number: row | ({"summaries": ["Ann forgot " * 200]} if number == 3 else {}), True)
     with pytest.raises(DataError, match=r"positions for 108 tokens.*'Ann forgot Ann forgot.*leave its row out"):
         encode_split(long, family)
-    with pytest.raises(ConfigurationError, match="prompt without a dialogue"):
+    with pytest.raises(ConfigurationError, match="leaves no room for the dialogue"):
         family_of(config, tokenizer, 256, "word " * 200 + "{dialogue}").encode("Hi")

@@ -13,7 +13,7 @@ from .. import hardware, hub, packaged, runs
 from ..disk import require_writable
 from ..errors import ConfigurationError, ModelError, UserError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, SAMPLE_DATA, Experiment
-from ..ranks import require_one
+from ..ranks import require_one_process
 from .execution import require_runtime_folder
 from .models import BASE_MODELS
 
@@ -38,7 +38,12 @@ def report(options: Namespace) -> None:
     print(f"Hub:            {hub_error or 'it answers'}; in {constants.HF_HUB_CACHE}: {', '.join(cached) or 'nothing'}")
     print(f"Packaged model: {_packaged_error() or f'{packaged.gguf().name}, converted into {packaged.cache()}'}")
     reasons = {name: problems(experiment, hub_error, cached) for name, experiment in EXPERIMENTS.items()}
-    for require in (partial(require_writable, place), packaged.require_cache, require_runtime_folder, require_one):
+    for require in (
+        partial(require_writable, place),
+        packaged.require_cache,
+        require_runtime_folder,
+        require_one_process,
+    ):
         try:
             require()
         except UserError as error:

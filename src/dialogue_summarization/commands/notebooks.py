@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import experiments
 from ..errors import ConfigurationError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, STUDY_RUNS, Experiment, Method
-from ..ranks import require_one, world_size
+from ..ranks import require_one_process
 from .models import BASE_MODELS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MADE_BY = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}  # the other runs of
 
 def run_experiment(options: Namespace) -> None:
     """Make the runs, by the notebooks that teach them, and print their results. Raises many kinds of `UserError`."""
-    require_one()
+    require_one_process()
     methods = experiments.methods(options.runs)
     names = [method.name for method in methods]
     experiment = asked_experiment(options.command, options, names)
@@ -149,7 +149,7 @@ def _make_in_processes(experiment: Experiment, methods: Sequence[Method], option
 
 def make_runs(experiment: Experiment, methods: Sequence[Method], seed: int, outputs: Path, force: bool) -> None:
     """Make runs without notebooks, in this process or in each of several."""
-    if world_size() > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from ..distributed import study
     else:
         from .. import study
