@@ -60,6 +60,11 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+def trackers() -> list[str]:
+    """What a training reports to: TensorBoard's files, unless STUDY_REPORT_TO names others (`study --report-to`)."""
+    return os.environ.get("STUDY_REPORT_TO", TENSORBOARD).split(",")
+
+
 class EventFiles(TensorBoardCallback):
     """TensorBoard's event files, in the folder `tensorboard` beside the checkpoints, without this machine's paths."""
 

@@ -9,6 +9,14 @@ MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # the suffixes of w
 DATA_FILES = (".csv", ".tsv", ".jsonl")
 
 
+def label(source: str) -> str:
+    """What names call a Hub id or a folder: the folder's name and six digits of its content, or the id as it is."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return f"{folder.resolve().name}-{of_folder(folder, MODEL_FILES + DATA_FILES)[:6]}"
+    return str(source).strip("./~").replace("/", "--")  # as the Hub's cache has it
+
+
 def of_folder(folder: Path, suffixes: Sequence[str]) -> str:
     """16 hexadecimal digits of names and contents of the files with these suffixes."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)

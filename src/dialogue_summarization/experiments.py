@@ -6,7 +6,6 @@ Plain data, so that listing it imports nothing heavy. An entry states only what 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from . import digests
 from .errors import ConfigurationError
@@ -201,9 +200,9 @@ def experiment(
     """
     derived = _lookup("experiment", name, EXPERIMENTS)
     if model:
-        derived = replace(derived, name=f"{derived.name}-{_label(model)}", model=str(model))
+        derived = replace(derived, name=f"{derived.name}-{digests.label(model)}", model=str(model))
     if dataset:
-        derived = replace(derived, name=f"{derived.name}-{_label(dataset)}", dataset=str(dataset), dialogues={})
+        derived = replace(derived, name=f"{derived.name}-{digests.label(dataset)}", dataset=str(dataset), dialogues={})
     if limit is not None:
         if limit < 1:
             raise ConfigurationError(f"The limit is a number of dialogues, 1 or more, not {limit}.")
@@ -246,10 +245,3 @@ def _lookup(kind: str, name: str, table: Mapping[str, object]) -> object:
     if name not in table:
         raise ConfigurationError(f"There is no {kind} {name!r}. There are: {', '.join(table)}.")
     return table[name]
-
-
-def _label(source: str) -> str:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return f"{folder.resolve().name}-{digests.of_folder(folder, digests.MODEL_FILES + digests.DATA_FILES)[:6]}"
-    return str(source).strip("./~").replace("/", "--")  # as the Hub's cache has it

@@ -10,5 +10,5 @@ def require_one_process() -> None:
     left = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if os.environ.get(name)]
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1") or "LOCAL_RANK" in left:
         values = ", ".join(f"{name}={os.environ[name]}" for name in left)
-        how = f"`unset {' '.join(left)}`; `study --gpus N` starts its processes itself"
+        how = f"`unset {' '.join(left)}`. `study --gpus N` starts its processes itself"
         raise ConfigurationError(f"A launcher of several processes left {values} in the environment: {how}.")

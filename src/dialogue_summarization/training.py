@@ -1,7 +1,6 @@
 """Training through the Hugging Face Trainer: its arguments, and the one subclass that both families share."""
 
 import math
-import os
 import pickle
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from . import hardware
-from .callbacks import TENSORBOARD, EpochMean, EventFiles, GroupedByLength, Progress, TimedCheckpoint
+from .callbacks import TENSORBOARD, EpochMean, EventFiles, GroupedByLength, Progress, TimedCheckpoint, trackers
 from .errors import ModelError, TrainingDiverged
 from .experiments import Generation, Method, Settings
 from .generation import summarize
@@ -79,11 +78,6 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
     arguments = TrainingArguments(**(chosen | overrides))
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments
-
-
-def trackers() -> list[str]:
-    """What a training reports to: TensorBoard's files, unless STUDY_REPORT_TO names others (`study --report-to`)."""
-    return os.environ.get("STUDY_REPORT_TO", TENSORBOARD).split(",")
 
 
 def largest_divisor(batch_size: int, most: int) -> int:

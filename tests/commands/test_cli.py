@@ -119,7 +119,7 @@ def test_a_full_disk_and_too_little_memory_are_lines(monkeypatch, capsys):
             OSError(errno.ENOSPC, "No space left on device", "x.csv"),
             "x.csv cannot be used: No space left on device. Free",
         ),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "GiB of memory are free. Close other programs"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "GB of memory are free. Close other programs"),
     ):
         monkeypatch.setattr(notebooks, "run_experiment", mock.Mock(side_effect=error))
         assert cli.main([]) == 1
@@ -139,8 +139,9 @@ def test_no_experiment_means_quickstart(monkeypatch):
 def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, monkeypatch, tmp_path, capsys):
     seen = []
 
-    def execute(sources, folder):
+    def execute(sources, folder, ending):
         seen.extend((path.stem, given.get("RUNS")) for path, given in sources.items())
+        exec(ending)  # prints, as in the notebooks' kernel
 
     monkeypatch.setattr(execution, "execute", execute)
     register(tiny)
@@ -155,7 +156,7 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)
 def test_settings_reach_the_notebooks_with_the_run_they_belong_to(tiny, register, monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(execution, "execute", lambda sources, folder: seen.update({folder: sources}))
+    monkeypatch.setattr(execution, "execute", lambda sources, folder, _: seen.update({folder: sources}))
     register(tiny)
     line = ["tiny", "--runs", "lora-balanced,dora", "--outputs", str(tmp_path)]
     given = ["--set", "dora.epochs=3", "--set", "lora-balanced.r=2", "--set", "num_beams=2", "--set", "dora.r=16"]

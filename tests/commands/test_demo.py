@@ -10,7 +10,7 @@ import browser
 import bs4
 import pytest
 
-from dialogue_summarization import data, generation, runs, study
+from dialogue_summarization import data, generation, report, runs, study
 from dialogue_summarization.commands import cli, demo
 
 SCRIPT = "#Person1#: <script>window.hit = 1</script><img src=x onerror='window.hit = 2'> ${window.hit = 3} Ben?"
@@ -47,7 +47,7 @@ def test_summaries_are_those_of_the_records(made, answer, tiny_data):
     row = data.load_source(str(tiny_data))["test"][0]
     for end in ("\r\n", "\r", "\u2028"):
         shown = table(answer(f"  {row['dialogue']}\n".replace("\n", end)))
-        assert list(shown) == ["zero-shot", "full", "lora-balanced"] == [run.name for run in records]
+        assert list(shown) == [report.display_name(run) for run in records] and len(records) == 3
         assert [summary for summary, _ in shown.values()] == [run.predictions["prediction"][0] for run in records]
         assert all(float(seconds) >= 0 for _, seconds in shown.values())
 

@@ -99,6 +99,10 @@ def test_a_name_finds_all_seeds_and_those_with_weights_alone_are_used(run, tmp_p
     (tmp_path / "tiny" / "full").mkdir(parents=True)
     shutil.copytree(run.folder, tmp_path / "tiny" / "full" / "seed-3")
     assert [one.folder.name for one in trained.find_runs(Path("tiny/full"))] == ["seed-3"]
+    own = shutil.copytree(run.folder, tmp_path / "tiny-my-data-0a1b2c" / "full" / "seed-0")
+    assert [one.folder for one in trained.find_runs(Path("tiny-my-data/full"))] == [own]
+    shutil.copytree(run.folder, tmp_path / "tiny-my-data-ffffff" / "full" / "seed-0")
     capsys.readouterr()
-    assert cli.main(["summarize", "tiny/nothing", "-"]) == 1
-    assert "no run" in capsys.readouterr().err
+    for name, said in (("tiny/nothing", "no run"), ("tiny-my-data/full", "tiny-my-data-0a1b2c, tiny-my-data-ffffff")):
+        assert cli.main(["summarize", name, "-"]) == 1
+        assert said in capsys.readouterr().err

@@ -15,8 +15,15 @@ _COPY = "Copy the run's folder to where it can be, and name the copy."
 
 
 def find_runs(place: Path) -> list[runs.Run]:
-    """The runs in a folder, or of a name below outputs or the committed records, as quickstart/full: one per seed."""
-    for folder in (place, runs.OUTPUTS / place, runs.OUTPUTS / "reference" / place):
+    """The runs in a folder, or of a name below outputs or the committed records, as quickstart/full: one per seed.
+
+    The digits behind the name of own data or an own model may be left out where there is only one such experiment.
+    """
+    derived = [*runs.OUTPUTS.glob(f"{place.parent}-{'[0-9a-f]' * 6}/{place.name}")] if not place.is_absolute() else []
+    if len(derived) > 1:
+        names = ", ".join(sorted(folder.parent.name for folder in derived))
+        raise ConfigurationError(f"Which one is {place}? There are: {names}.")
+    for folder in (place, runs.OUTPUTS / place, runs.OUTPUTS / "reference" / place, *derived):
         seeds = (path for path in sorted(folder.glob("seed-*")) if not path.suffix)  # unfinished ones have one
         if found := [path for path in (folder, *seeds) if (path / "config.json").exists()]:
             return [runs.read(path) for path in found]
