@@ -65,9 +65,10 @@ def require_known_script(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str
 
 def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
     """Of the characters in texts, the fraction that is not lost as `<unk>` or as nothing."""
+    unknown = tokenizer.unk_token or "\0"
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    decoded = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    known, whole = (len("".join("".join(some).split())) for some in (decoded, texts))
+    both = (tokenizer.batch_decode(ids), texts)
+    known, whole = (len("".join("".join(some).replace(unknown, "").split())) for some in both)
     return known / whole if whole else 1.0
 
 

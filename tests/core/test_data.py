@@ -1,5 +1,6 @@
 """Data from files: what is read, what is refused and with which words, what is counted."""
 
+import csv
 import json
 import re
 import shutil
@@ -155,7 +156,7 @@ def test_marks_and_line_ends_of_windows_change_nothing(tmp_path, start, end, suf
 def test_every_line_end_is_one_line_end_wherever_texts_come_in(tmp_path, end):
     rows = [{"id": "a", "dialogue": f"A: Hi,{end}B: Ho.", "summary": f"They met.{end}They left.{end}"}]
     expected = [("A: Hi,\nB: Ho.", ["They met.\nThey left."])]
-    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False, quoting=csv.QUOTE_ALL)
     write_jsonl(tmp_path / "rows.jsonl", rows)
     for read in (rows, data.read_rows(tmp_path / "rows.csv"), data.read_rows(tmp_path / "rows.jsonl")):
         table = data.group_references(read, "rows")

@@ -66,7 +66,7 @@ def test_a_killed_process_is_named_and_the_same_command_finishes(places, said, m
     llama, _, dataset, folder = places
     assert "Process 2 of 2 was ended by SIGKILL" in said and "same command resumes" in said
     executed, handler = [], signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(execution, "execute", lambda sources, folder: executed.extend(path.stem for path in sources))
+    monkeypatch.setattr(execution, "execute", lambda sources, folder, _: executed.extend(path.stem for path in sources))
     line = ["smollm2-dialogsum", "--runs", ",".join(two_processes.METHODS), "--gpus", "2", "--model", str(llama)]
     assert cli.main([*line, "--dataset", str(dataset), "--outputs", str(folder / "two")]) == 0
     assert executed == ["02_full_fine_tuning", "03_lora", "04_evaluation"]

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import disk, files, hardware, runs, study
@@ -58,16 +59,17 @@ def summarize(options: Namespace) -> None:
     if parts > 1:
         print(f"Longer than the model takes: summarized in {parts} parts, then their summaries.", file=sys.stderr)
     else:
-        say_what_is_cut(bundle.family, text.strip())
+        say_what_is_cut(bundle.family, [text.strip()])
     print(summary)
 
 
-def say_what_is_cut(family: Family, dialogue: str) -> None:
-    """Say on standard error where a dialogue is longer than the model reads."""
-    length, limit = family.prompt_length(dialogue), family.max_prompt_tokens
-    if length > limit:
-        tokens = f"{length:,} tokens with the prompt, of {limit:,}"
-        print(f"The dialogue is longer than the model takes: {tokens}. The end was left out.", file=sys.stderr)
+def say_what_is_cut(family: Family, dialogues: Sequence[str]) -> None:
+    """Say on standard error how many dialogues are longer than the model reads."""
+    lengths, limit = list(map(family.prompt_length, dialogues)), family.max_prompt_tokens
+    if count := sum(length > limit for length in lengths):
+        which = f"{count} of {len(lengths)} dialogues are" if len(lengths) > 1 else "The dialogue is"
+        tokens = f"{max(lengths):,} tokens with the prompt, of {limit:,}"
+        print(f"{which} longer than the model takes: {tokens}. The end was left out.", file=sys.stderr)
 
 
 def decode(options: Namespace) -> None:
