@@ -142,8 +142,8 @@ def test_trainings_are_measured_by_two_as_by_one(places, said):
         assert "all_reduce_milliseconds" not in one
         assert ("all_reduce_milliseconds" in two) == (not two["sharded"])
     table = tables.several_gpus(records)
-    assert list(table["GPUs"]) == [2, 2, 2] and (table["speedup"] != "–").all()
-    assert list(table["its part on one, ms"] == "–") == [False, True, True]
+    assert list(table["GPUs"]) == [2, 2, 2] and (table["speed-up"] != "–").all()
+    assert list(table["one GPU, batch / n (ms)"] == "–") == [False, True, True]
 
 
 def test_memory_that_a_capped_gpu_lacks_is_recorded(places, monkeypatch, tmp_path):
