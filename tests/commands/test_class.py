@@ -23,7 +23,8 @@ def test_a_class_gets_the_exercises_without_answers_and_outputs(tmp_path, capsys
             for notebook in (ours, theirs)
         )
         count = 0 if path.stem == "04b_appendix" else 3
-        assert before.count("<details>") == count == sum(f"**{number}.**" in after for number in (1, 2, 3))
+        assert bool(before.count("<details>")) == bool(count)  # some exercises are open
+        assert sum(f"**{number}.**" in after for number in (1, 2, 3)) == count
         code = [[cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (ours, theirs)]
         assert [cell.source for cell in code[0]] == [cell.source for cell in code[1]]
         assert not [cell for cell in code[1] if cell.outputs or cell.execution_count]
