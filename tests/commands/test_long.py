@@ -43,6 +43,8 @@ def test_the_summaries_of_the_parts_are_summarized(run, monkeypatch):
     wanted = "\n".join(summarize(bundle, parts, settings, progress=False))
     assert count == len(parts) and asked[:2] == [parts, long.split(bundle.family, wanted)]
     assert [text] == summarize(bundle, asked[-1], settings, progress=False) and len(asked[-1]) == 1
+    for end in ("\r\n", "\r", "\u2028"):  # turns are found whatever the system
+        assert long.summarize_long(bundle, TURNS.replace("\n", end), settings, "split") == (text, count)
     assert long.summarize_long(bundle, TURNS, settings, "cut") == (*summarize(bundle, [TURNS], settings), 1)
 
 

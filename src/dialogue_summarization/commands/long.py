@@ -6,11 +6,13 @@ No scored run does it, since it is another way to summarize than what was traine
 from .. import generation
 from ..experiments import Generation
 from ..models import ModelBundle
+from ..texts import unify_line_ends
 from ..tokenization import Family
 
 
 def summarize_long(bundle: ModelBundle, dialogue: str, settings: Generation, how: str) -> tuple[str, int]:
     """A summary, and of how many parts of the dialogue it is: 1 where it fits, or `how` is "cut"."""
+    dialogue = unify_line_ends(dialogue)
     parts = first = split(bundle.family, dialogue) if how == "split" else [dialogue]
     while len(parts) > 1:
         text = "\n".join(generation.summarize(bundle, parts, settings, progress=False))
