@@ -19,7 +19,8 @@ def require_model(folder: Path) -> None:
         base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
         merged = "a folder with the adapter merged into it (`study export RUN FOLDER --merge`)"
         raise ModelError(f"{folder} holds an adapter, not a whole model. Name its base, {base}, or {merged}.")
-    if "model_type" not in _read(folder / "config.json"):
+    config = _read(folder / "config.json")
+    if not (folder / "config.json").exists() or (config and "model_type" not in config):
         inside = ", ".join(sorted({path.parent.name for path in folder.glob("*/*config.json")}))
         hint = f" Name a folder in it: {inside}." if inside else ""
         raise ModelError(f"{folder} holds no model: config.json is missing, or not a model's.{hint}")
