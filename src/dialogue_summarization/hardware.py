@@ -97,7 +97,7 @@ def require_room(trained: int, folder: Path, copies: int) -> None:
     for needed, free, where in (disk, *([memory] if device().type == "cpu" else [])):
         if needed > free:
             raise NotEnoughMemory(
-                f"Training takes {needed / GIB:.1f} GiB more, and {free / GIB:.1f} GiB are free {where}, or train an "
+                f"Training takes {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free {where}, or train an "
                 f"adapter (lora-balanced) or a smaller model."
             )
 

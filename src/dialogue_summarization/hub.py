@@ -10,7 +10,7 @@ import datasets
 from huggingface_hub import constants, get_session
 
 TIMEOUT_SECONDS = 5.0
-SOCKS = "a SOCKS proxy is set, which takes a package: `uv pip install socksio`, or unset ALL_PROXY"
+SOCKS = "a SOCKS proxy is set, which takes a package: `uv pip install socksio`, or unset ALL_PROXY and HTTPS_PROXY"
 
 
 def offline_reason() -> str | None:
@@ -28,7 +28,7 @@ def _reason() -> str | None:
     except Exception as error:  # whichever HTTP library the client is built on
         if "SOCKS" in str(error):
             return SOCKS
-        return f"{constants.ENDPOINT} does not answer: {type(error).__name__}"
+        return f"{constants.ENDPOINT} does not answer: {type(error).__name__}: {str(error)[:100]}"
     return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .errors import DataError, ModelError
-from .text_encoding import TextEncoder
 
 _LEAST_KNOWN = 0.8
 _TOKENIZER = "tokenizer.json, tokenizer_config.json and chat_template.jinja, as far as there are"
@@ -20,7 +19,8 @@ def require_model(folder: Path) -> None:
         base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
         merged = "a folder with the adapter merged into it (`study export RUN FOLDER --merge`)"
         raise ModelError(f"{folder} holds an adapter, not a whole model. Name its base, {base}, or {merged}.")
-    if "model_type" not in _read(folder / "config.json"):
+    config = _read(folder / "config.json")
+    if not (folder / "config.json").exists() or (config and "model_type" not in config):
         inside = ", ".join(sorted({path.parent.name for path in folder.glob("*/*config.json")}))
         hint = f" Name a folder in it: {inside}." if inside else ""
         raise ModelError(f"{folder} holds no model: config.json is missing, or not a model's.{hint}")
@@ -42,7 +42,7 @@ def require_own_tokenizer(
     """Raise `ModelError` where a tokenizer is not the model's, or knows nothing of a text."""
     given = config.eos_token_id, _read(folder / "generation_config.json").get("eos_token_id")
     ends = {end for some in given for end in (some if isinstance(some, list) else [some])} - {None}
-    if _known_part(TextEncoder(tokenizer), [text]) < _LEAST_KNOWN:
+    if _known_part(tokenizer, [text]) < _LEAST_KNOWN:
         wrong = "knows no word of the prompt"
     elif len(tokenizer) > config.vocab_size:
         wrong = f"knows {len(tokenizer):,} tokens, the model {config.vocab_size:,}"
@@ -55,20 +55,21 @@ def require_own_tokenizer(
     )
 
 
-def require_known_script(encoder: TextEncoder, texts: Sequence[str]) -> None:
+def require_known_script(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
     """Raise `DataError` where a tokenizer does not know the script of texts."""
-    if texts and (known := _known_part(encoder, texts)) < _LEAST_KNOWN:
+    if texts and (known := _known_part(tokenizer, texts)) < _LEAST_KNOWN:
         raise DataError(
             f"The model's tokenizer knows {known:.0%} of the characters in the texts, which begin {texts[0][:40]!r}. "
             f"Take a model for their script: Qwen's and SmolLM2's know every character."
         )
 
 
-def _known_part(encoder: TextEncoder, texts: Sequence[str]) -> float:
+def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
     """Of the characters in texts, the fraction that is not lost as `<unk>` or as nothing."""
-    ids = encoder.encode(texts, special_tokens=False)
-    decoded = encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    known, whole = (len("".join("".join(some).split())) for some in (decoded, texts))
+    unknown = tokenizer.unk_token or "\0"
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    both = (tokenizer.batch_decode(ids), texts)
+    known, whole = (len("".join("".join(some).replace(unknown, "").split())) for some in both)
     return known / whole if whole else 1.0
 
 

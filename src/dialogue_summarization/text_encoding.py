@@ -15,9 +15,9 @@ class TextEncoder:
     """Encodes texts between affixes, such as a prompt's; control tokens are those of the affixes alone."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
         # The backend is several times as fast as the tokenizer, since it need not locate each token in the text.
         self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._unknown = tokenizer.unk_token
         added = self._backend.get_added_tokens_decoder().items()
         # Some are not marked as special, as Qwen's `<think>`.
         self._control_ids = {number for number, token in added if token.special or _TAG.fullmatch(token.content)}
@@ -29,13 +29,13 @@ class TextEncoder:
         """Token ids of each text; with `special_tokens` those that the tokenizer puts around it."""
         self._backend.no_truncation()
         self._backend.no_padding()
-        (before, after), unknown = affixes, self.tokenizer.unk_token
+        before, after = affixes
         own = self._control_count(self._backend.encode(before + after, add_special_tokens=special_tokens))
         whole = [before + text + after for text in texts]
         encodings = self._backend.encode_batch_fast(whole, add_special_tokens=special_tokens)
         return [
             self._as_plain_text(text, affixes, special_tokens)
-            if self._control_count(encoding) != own or (unknown and unknown in text)
+            if self._control_count(encoding) != own or (self._unknown and self._unknown in text)
             else encoding.ids
             for text, encoding in zip(texts, encodings, strict=True)
         ]

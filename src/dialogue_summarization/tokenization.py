@@ -63,7 +63,7 @@ class Family:
         """
         rows = []
         dialogues, summaries = (list(map(unify_line_ends, texts or ())) for texts in (dialogues, summaries))
-        require_known_script(self._encoder, [*dialogues[:50], *summaries[:50]])
+        require_known_script(self.tokenizer, [*dialogues[:50], *summaries[:50]])
         encoded = self._encoder.encode(dialogues, self._prompt_affixes)
         for dialogue, ids in zip(dialogues, encoded, strict=True):
             is_long = len(ids) > self.max_prompt_tokens

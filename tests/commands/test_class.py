@@ -1,5 +1,10 @@
 """Copies of the notebooks for a class: without outputs, and exercises without their answers."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import nbformat
 
 from dialogue_summarization import data
@@ -23,9 +28,35 @@ def test_a_class_gets_the_exercises_without_answers_and_outputs(tmp_path, capsys
             for notebook in (ours, theirs)
         )
         count = 0 if path.stem == "04b_appendix" else 3
-        assert before.count("<details>") == count == sum(f"**{number}.**" in after for number in (1, 2, 3))
+        assert bool(before.count("<details>")) == bool(count)  # some exercises are open
+        assert sum(f"**{number}.**" in after for number in (1, 2, 3)) == count
         code = [[cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (ours, theirs)]
         assert [cell.source for cell in code[0]] == [cell.source for cell in code[1]]
         assert not [cell for cell in code[1] if cell.outputs or cell.execution_count]
     assert cli.main(["class", str(tmp_path / "class")]) == 1
     assert f"{tmp_path / 'class'} is there already" in capsys.readouterr().err
+
+
+RUN = """
+import sys
+from helpers import tiny_experiment
+from dialogue_summarization import data, runs, study
+from dialogue_summarization.experiments import METHODS
+run = study.run(tiny_experiment(*sys.argv[1:]), METHODS["zero-shot"])
+print("made:", run.folder.relative_to(data.ROOT).as_posix(), runs.read(run.folder).environment["commit"])
+"""
+
+
+def test_a_download_works_in_a_folder_with_a_blank_and_an_umlaut_and_without_git(tiny_models, tiny_data, tmp_path):
+    clone = tmp_path / "Mein Ordner ü"
+    shutil.copytree(data.ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    paths = os.pathsep.join(map(str, (clone / "src", data.ROOT / "tests")))
+    environment = {name: value for name, value in os.environ.items() if name != "STUDY_COMMIT"} | {"PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, tiny_models["llama"], tiny_data],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.stdout.splitlines()[-1] == "made: outputs/tiny/zero-shot/seed-0 unknown", done.stderr

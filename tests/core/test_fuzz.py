@@ -165,7 +165,8 @@ def test_odd_dialogues_go_through_a_whole_run(tiny_models, tmp_path, capsys):
     read = runs.read(run.folder)
     assert run.predictions["id"].tolist() == read.predictions["id"].tolist() == read.scores.index.tolist() == ids
     assert {path.name for path in tmp_path.iterdir()} == {"data", "outputs"}
-    shown = report.examples([run], test, by=run)._repr_html_() + test.to_pandas()._repr_html_()
+    shown = report.side_by_side([run], test, report.best_median_worst(run), "rougeL").T
+    shown = report.texts_as_html(shown)._repr_html_() + test.to_pandas()._repr_html_()
     assert "<script>" not in shown and "<b>bold" not in shown
     assert len(systems.baselines(test.select(range(5)))) == 5
     for content, said in ((b"\xff\xfeH\x00i\x00", "not UTF-8"), (b" \n", "empty")):

@@ -100,8 +100,9 @@ class IsSlow(BreaksOff):
     """A Hub that takes nearly 2 s to send a file, longer than the client waits for anything."""
 
     def send(self):
-        for _ in range(8):
-            self.wfile.write(b"{" + b" " * (self.SIZE // 8 - 2) + b"}")
+        content = json.dumps({"model_type": "t5"}).encode().ljust(self.SIZE)
+        for start in range(0, self.SIZE, self.SIZE // 8):
+            self.wfile.write(content[start : start + self.SIZE // 8])
             self.wfile.flush()
             time.sleep(0.25)
 
@@ -162,9 +163,9 @@ def test_a_slow_hub_is_waited_for(printed):
             "check its spelling, as owner/name. If it is private",
         ),
         (404, {"X-Error-Code": "RepoNotFound"}, "check its spelling"),
-        (401, {"X-Error-Message": 'User Access Token "laptop" is expired'}, "has expired. Unset HF_TOKEN if it is set"),
+        (401, {"X-Error-Message": 'User Access Token "laptop" is expired'}, "has expired: unset HF_TOKEN"),
         (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "does not take your access token"),
-        (403, {"X-Error-Message": "Forbidden"}, "may not read it"),
+        (403, {"X-Error-Message": "Forbidden"}, "nothing of that name that you may read"),
         (429, {}, "too many requests from here: wait some minutes"),
         (503, {}, "Try again when it answers"),
     ],

@@ -44,7 +44,7 @@ def test_a_training_that_cannot_end_does_not_begin(tiny, tmp_path, monkeypatch, 
         disk = SimpleNamespace(disk_usage=lambda _, free=free: SimpleNamespace(free=free))
         monkeypatch.setattr(hardware, patched, disk if patched == "shutil" else lambda free=free: free)
         if free < needed:
-            with pytest.raises(error, match="GiB"):
+            with pytest.raises(error, match="GB"):
                 trainer.train()
             assert trainer.state.global_step == 0
         else:

@@ -66,7 +66,7 @@ def test_a_killed_process_is_named_and_the_same_command_finishes(places, said, m
     llama, _, dataset, folder = places
     assert "Process 2 of 2 was ended by SIGKILL" in said and "same command resumes" in said
     executed, handler = [], signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(execution, "execute", lambda sources, folder: executed.extend(path.stem for path in sources))
+    monkeypatch.setattr(execution, "execute", lambda sources, folder, _: executed.extend(path.stem for path in sources))
     line = ["smollm2-dialogsum", "--runs", ",".join(two_processes.METHODS), "--gpus", "2", "--model", str(llama)]
     assert cli.main([*line, "--dataset", str(dataset), "--outputs", str(folder / "two")]) == 0
     assert executed == ["02_full_fine_tuning", "03_lora", "04_evaluation"]
@@ -142,8 +142,8 @@ def test_trainings_are_measured_by_two_as_by_one(places, said):
         assert "all_reduce_milliseconds" not in one
         assert ("all_reduce_milliseconds" in two) == (not two["sharded"])
     table = tables.several_gpus(records)
-    assert list(table["GPUs"]) == [2, 2, 2] and (table["speedup"] != "–").all()
-    assert list(table["its part on one, ms"] == "–") == [False, True, True]
+    assert list(table["GPUs"]) == [2, 2, 2] and (table["speed-up"] != "–").all()
+    assert list(table["one GPU, batch / n (ms)"] == "–") == [False, True, True]
 
 
 def test_memory_that_a_capped_gpu_lacks_is_recorded(places, monkeypatch, tmp_path):

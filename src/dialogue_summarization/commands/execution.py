@@ -134,7 +134,7 @@ def _kept(path: Path) -> str:
     where = f"The notebook as far as it came: {path}."
     if shutil.disk_usage(path.parent).free < 1 << 20:
         where = f"The disk of {path.parent} is full: free some space, or name another folder (--outputs)."
-    return f"{where} What was finished is kept; the same command goes on."
+    return f"{where} What was finished is kept. The same command resumes."
 
 
 def _write(notebook: NotebookNode, target: Path) -> None:

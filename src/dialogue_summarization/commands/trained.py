@@ -64,7 +64,7 @@ def summarize(options: Namespace) -> None:
 
 
 def say_what_is_cut(family: Family, dialogues: Sequence[str]) -> None:
-    """Say on standard error where dialogues are longer than the model reads."""
+    """Say on standard error how many dialogues are longer than the model reads."""
     lengths, limit = list(map(family.prompt_length, dialogues)), family.max_prompt_tokens
     if count := sum(length > limit for length in lengths):
         which = f"{count} of {len(lengths)} dialogues are" if len(lengths) > 1 else "The dialogue is"
