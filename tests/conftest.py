@@ -34,6 +34,12 @@ from dialogue_summarization.experiments import METHODS
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process waits for one of them at the end."""
+    longest = ("lab", "set_up", "two_processes", "notebooks", "snippets", "methods", "documents")
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in longest)
+
+
 def pytest_collection_finish():
     """Leave what is imported out of garbage collection: each run collects three times, and would look at all of it."""
     gc.collect()
