@@ -21,7 +21,7 @@ import datasets
 import pandas as pd
 
 from . import hardware
-from .data import OUTPUTS, ROOT, SPLITS, fingerprint
+from .data import OUTPUTS, ROOT, SPLITS, fingerprint, load
 from .disk import write_csv, write_json
 from .errors import DataError, RecordError
 from .experiments import METHODS, Experiment, Generation
@@ -158,6 +158,13 @@ def require_data(run: Run, splits: Mapping[str, datasets.Dataset]) -> None:
             f"This is not the data that {run.folder} was made with{which}. Name that (--dataset) or make the run anew. "
             f"Its summaries are scored against any data as a file: predictions.csv in its folder."
         )
+
+
+def load_data(run: Run, source: str) -> datasets.DatasetDict:
+    """The data that a run was made with, from a source. Raises `DataError` where that does not hold it."""
+    splits = load(replace(run.experiment, dataset=source, dialogues=run.config.dialogues))
+    require_data(run, splits)
+    return splits
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from .errors import ConfigurationError
 ATTENTION = ("query", "key", "value", "output")
 ALL_LINEAR = (*ATTENTION, "mlp_in", "mlp_out")  # without the embeddings and the output layer
 LORA_DEFAULTS = {"lora_dropout": 0.0, "use_dora": False, "use_rslora": False}  # PEFT's
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")  # what a training may report to
 _YES_NO = {"true": True, "false": False}
 # By kind and name: the type with the least and the largest value, or the words to choose from.
 ALLOWED: dict[str, dict[str, tuple]] = {

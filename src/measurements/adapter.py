@@ -7,7 +7,7 @@ import pandas as pd
 from dialogue_summarization import data, disk, experiments, hardware, rouge, runs, study
 from dialogue_summarization.generation import summarize
 
-REFERENCE = runs.OUTPUTS / "reference"
+from .tables import REFERENCE
 
 
 def write() -> None:

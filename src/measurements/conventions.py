@@ -24,8 +24,8 @@ def measure(record: dict[str, object], splits: datasets.DatasetDict, options: ar
     if not options.published:
         raise errors.ConfigurationError("Name the folder with the published predictions: --published DIR.")
     test = splits["test"]
-    file = options.published / "bart_large_dialogsum_predictions.csv"
-    texts = {"BART-large": systems.load_predictions(file, "prediction", test)}
+    bart = systems.published_scores(test).loc["BART-large, fine-tuned"]
+    texts = {"BART-large": systems.load_predictions(options.published / bart["file"], bart["column"], test)}
     for run in runs.collect("smollm2-dialogsum"):
         if run.name in ("full", "lora-balanced") and run.config.seed == 0:
             texts[run.name] = report.predictions(run, test)

@@ -20,8 +20,8 @@ from dialogue_summarization.rouge import TYPES
 
 from . import front_page, settings_search, tables
 from .sweep import report as sweep_report
+from .tables import REFERENCE
 
-REFERENCE = runs.OUTPUTS / "reference"
 SWEEP = REFERENCE / "smollm2-dialogsum" / "sweep"
 GUIDE = "GPU_OPTIMIZATION_GUIDE.md"
 TWO_GPUS = tables.FOLDER / "two-gpus"  # what was measured on two GPUs, and on one beside it

@@ -13,10 +13,9 @@ from dialogue_summarization.evaluation import systems
 from dialogue_summarization.evaluation.statistics import compare
 
 from . import card_limits, tables
+from .tables import REFERENCE
 
-REFERENCE = runs.OUTPUTS / "reference"
 STUDY, QUICKSTART = "smollm2-dialogsum", "quickstart"
-RESULT = ("zero-shot", "full", "lora-efficient", "lora-balanced", "lora-high-performance")
 WHOLE = "uv run study smollm2-dialogsum"
 ADAPTER = f"{WHOLE} --runs zero-shot,lora-balanced"
 LENGTHS = tables.LENGTHS["smollm2"]
@@ -58,7 +57,7 @@ def example(made: list[runs.Run], test: Dataset) -> tuple[str, pd.DataFrame]:
 def result(made: list[runs.Run], test: Dataset) -> tuple[pd.DataFrame, str]:
     """The study in five rows, and how much of the gain is form."""
     rows = {}
-    for name in RESULT:
+    for name in experiments.STUDY_RUNS:
         seeds = [run for run in made if run.name == name]
         costs = pd.DataFrame([run.metrics | {"steady": steady_seconds(run)} for run in seeds]).mean()
         row = {"trainable parameters": "0", "ROUGE-L": f"{costs['rougeL']:.3f}"}
@@ -73,7 +72,7 @@ def result(made: list[runs.Run], test: Dataset) -> tuple[pd.DataFrame, str]:
             }
         rows[tables.label(name)] = row
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").fillna("–")
-    before, after = systems.of_runs([run for run in made if run.name in RESULT[:2]], test)
+    before, after = systems.of_runs([run for run in made if run.name in experiments.STUDY_RUNS[:2]], test)
     form = (after.form_only - before.form_only) / (after.score("rouge1") - before.score("rouge1"))
     return (
         table,
@@ -110,7 +109,7 @@ def needs(made: list[runs.Run], study: list[runs.Run]) -> pd.DataFrame:
     peak = {
         run.name: max(run.metrics.get("peak_memory_bytes", 0), run.metrics["generate_memory_bytes"]) for run in made
     }
-    first = [run for run in study if run.config.seed == 0 and run.name in RESULT]
+    first = [run for run in study if run.config.seed == 0 and run.name in experiments.STUDY_RUNS]
     large = sum(run.metrics.get("train_seconds", 0) + run.metrics["generate_seconds"] for run in first)
     small = peak_on(6, "lora-balanced")
     room = max(run.metrics["generate_memory_bytes"] for run in first)
@@ -142,7 +141,7 @@ def needs(made: list[runs.Run], study: list[runs.Run]) -> pd.DataFrame:
 def presets(study: list[runs.Run]) -> pd.DataFrame:
     """The settings of each LoRA preset in the study."""
     experiment, rows = experiments.experiment(STUDY), {}
-    for name in (*RESULT[1:], "lora-all-linear"):
+    for name in (*experiments.STUDY_RUNS[1:], "lora-all-linear"):
         method, [run, *_] = experiments.method(name), [run for run in study if run.name == name]
         settings, trained = experiment.settings_for(method), run.metrics["trainable_parameters"]
         row = {"alpha": method.peft["lora_alpha"] if method.peft else "–"}

@@ -9,7 +9,7 @@ from dialogue_summarization.prompts import BRIEF, PROMPT
 
 from . import tables
 
-FOLDER = runs.OUTPUTS / "reference" / "smollm2-dialogsum"
+FOLDER = tables.REFERENCE / "smollm2-dialogsum"
 SEARCH = pd.read_csv(FOLDER / "search.csv")
 SEARCH["prompt"] = SEARCH["prompt"].str.replace("\\n", "\n")
 # Rows of search.csv by their columns; None: an empty cell. "words" were counted in the first series of trainings only.

@@ -18,7 +18,7 @@ from .card_limits import CARDS, RUNS
 from .short_training import t5
 from .throughput import BASES, CONFIGURATIONS
 
-FOLDER = runs.OUTPUTS / "benchmarks"
+FOLDER, REFERENCE = runs.OUTPUTS / "benchmarks", runs.OUTPUTS / "reference"
 TITLES = {"smollm2": "SmolLM2-135M", "t5-base": "FLAN-T5-Base's shape", "t5-xl": "FLAN-T5-XL's shape"}
 LENGTHS = {  # of all 12,460 training pairs of DialogSum, in SmolLM2's tokens; prompts as the experiments truncate them
     "smollm2": memory.SequenceLengths(1024, 248, 279, 117),

@@ -21,9 +21,10 @@ from .. import __version__
 from ..errors import UserError
 from ..experiments import EXPERIMENTS, METHODS
 from ..methods.table import FURTHER_METHODS
+from ..settings import TRACKERS
 
 SET = "another setting, as epochs=2, or of one run, as lora-balanced.r=32; see docs/settings.md (repeatable)"
-REPORT_TO = "trackers, of: tensorboard, wandb, mlflow, trackio, none (default: tensorboard, files on this machine)"
+REPORT_TO = f"trackers, of: {', '.join(TRACKERS)} (default: tensorboard, files on this machine)"
 LONG = "dialogues longer than the model takes: cut at the end (default), or split and summarized in parts"
 _UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
 _USE = "Free some space or name another folder; what was finished is kept, and the same command resumes."

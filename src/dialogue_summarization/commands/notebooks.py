@@ -12,13 +12,13 @@ from .. import experiments
 from ..errors import ConfigurationError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, STUDY_RUNS, Experiment, Method
 from ..ranks import require_one_process
+from ..settings import TRACKERS
 from .models import BASE_MODELS
 
 if TYPE_CHECKING:
     import datasets
 
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "none")
 MADE_BY = {"zero-shot": NOTEBOOKS[0], "full": NOTEBOOKS[1]}  # the other runs of the study: NOTEBOOKS[2]
 
 

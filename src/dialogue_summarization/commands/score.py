@@ -6,9 +6,9 @@ from pathlib import Path
 
 import datasets
 
-from .. import data, disk, report
+from .. import data, disk, report, runs
 from ..errors import ConfigurationError, DataError
-from ..evaluation import comparison, mbr, systems
+from ..evaluation import comparison, systems
 from ..files import SUFFIXES
 from .trained import find_runs
 
@@ -42,7 +42,7 @@ def _load(places: Sequence[Path], options: Namespace) -> tuple[list[systems.Syst
     made = {run.config.data_fingerprint: run for several in records.values() for run in several}  # one of each data
     if not made and not options.dataset:
         raise ConfigurationError("Name the dialogues that the file summarizes: --dataset SOURCE.")
-    own = [mbr.splits_of(run, options.dataset or run.config.dataset) for run in made.values()]
+    own = [runs.load_data(run, options.dataset or run.config.dataset) for run in made.values()]
     if len({data.fingerprint({"test": splits["test"]}) for splits in own}) > 1:
         raise DataError("These runs are of different test dialogues, and cannot be compared.")
     rows, loaded, missing = (own[0] if own else data.load_source(options.dataset))[options.split], [], 0

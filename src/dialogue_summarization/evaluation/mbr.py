@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
 
 from .. import data, runs, study
@@ -59,19 +59,12 @@ def select(texts: Sequence[str], rouge: RougeScorer | None = None) -> str:
     return texts[int(np.argmax(mbr_utility(texts, rouge)))]
 
 
-def splits_of(run: runs.Run, source: str) -> DatasetDict:
-    """The data that a run was made with. Raises `DataError` where the source does not hold it."""
-    splits = data.load(replace(run.experiment, dataset=source, dialogues=run.config.dialogues))
-    runs.require_data(run, splits)
-    return splits
-
-
 def dialogues_of(run: runs.Run, source: str, split: str) -> Dataset:
     """A run's test dialogues; or those of validation by which settings are chosen, without near-duplicates of train.
 
-    Raises what `splits_of` raises.
+    Raises what `runs.load_data` raises.
     """
-    splits = splits_of(run, source)
+    splits = runs.load_data(run, source)
     return splits["test"] if split == "test" else data.drop_near_duplicates(splits["validation"], splits["train"])
 
 
