@@ -19,7 +19,7 @@ import pandas as pd
 from .errors import DataError
 from .experiments import SAMPLE_DATA, Experiment
 from .files import SUFFIXES, read_rows, refuse_written_list
-from .hub import advice, offline_reason
+from .hub import advice, go_offline_if_silent
 from .texts import unify_line_ends, words
 
 SPLITS = ("train", "validation", "test")
@@ -30,7 +30,7 @@ OUTPUTS = ROOT / "outputs"
 def load(experiment: Experiment) -> datasets.DatasetDict:
     """The splits of an experiment, checked, with columns `id`, `dialogue`, `summaries` (a list) and `topic`.
 
-    `row_ids` and `rows` hold the id and the number, from 1, of the row in the source that each summary is from.
+    `row_ids` and `row_numbers` hold the id and the number, from 1, of the row in the source that each summary is from.
     Raises `DataError` where a file, split or column is missing, or a row cannot be used.
     """
     splits = load_source(experiment.dataset)
@@ -46,8 +46,10 @@ def load_source(source: str) -> datasets.DatasetDict:
         files = {split: _split_file(folder, split) for split in SPLITS}
         return datasets.DatasetDict({split: group_references(read_rows(file), file) for split, file in files.items()})
     if source == SAMPLE_DATA or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise DataError(f"There is no folder {source!r}. Give a folder with train, validation and test, or a Hub id.")
-    reason = offline_reason()
+        raise DataError(
+            f"There is no folder {source!r}. Give a folder with train, validation and test, or a Hub id, as owner/name."
+        )
+    reason = go_offline_if_silent()
     try:
         raw = datasets.load_dataset(source)
     except Exception as error:
@@ -68,7 +70,7 @@ def _split_file(folder: Path, split: str) -> Path:
     files = [path for path in folder.iterdir() if path.name.lower() in {f"{split}{suffix}" for suffix in SUFFIXES}]
     if len(files) != 1:
         there = f"both {' and '.join(sorted(path.name for path in files))} are" if files else "neither is"
-        raise DataError(f"{folder} must hold {split}.csv or {split}.jsonl; {there} there.")
+        raise DataError(f"{folder} must hold {split}.csv, .tsv or .jsonl; {there} there.")
     return files[0]
 
 
@@ -85,7 +87,7 @@ def group_references(
     grouped: dict[str, dict] = {}  # by dialogue
     left_out = 0
     for number, row in enumerate(rows, 1):
-        if leave_out_empty and any(_is_empty(row.get(column, column)) for column in ("dialogue", "summary")):
+        if leave_out_empty and any(_is_empty(row[column]) for column in ("dialogue", "summary") if column in row):
             left_out += 1
             continue
         for column in ("id", "dialogue", "summary"):
@@ -102,10 +104,10 @@ def group_references(
             raise DataError(f"{where}, row {number}, column 'summary': the list is empty.")
         summaries = [_checked(summary, where, number, "summary") for summary in summaries]
         topic = _checked(str(row["topic"]), where, number, "topic") if str(row.get("topic") or "").strip() else ""
-        entry = grouped.setdefault(dialogue, {"summaries": [], "topic": topic, "row_ids": [], "rows": []})
+        entry = grouped.setdefault(dialogue, {"summaries": [], "topic": topic, "row_ids": [], "row_numbers": []})
         entry["summaries"] += summaries
         entry["row_ids"] += [identifier] * len(summaries)
-        entry["rows"] += [number] * len(summaries)
+        entry["row_numbers"] += [number] * len(summaries)
     if not grouped:
         raise DataError(f"{where}: no rows.")
     names = _dialogue_ids([list(dict.fromkeys(entry["row_ids"])) for entry in grouped.values()])

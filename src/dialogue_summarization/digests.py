@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from .files import SUFFIXES
+
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")  # the suffixes of what decides a model
-DATA_FILES = (".csv", ".tsv", ".jsonl")
 
 
 def label(source: str) -> str:
     """What names call a Hub id or a folder: the folder's name and six digits of its content, or the id as it is."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return f"{folder.resolve().name}-{of_folder(folder, MODEL_FILES + DATA_FILES)[:6]}"
+        return f"{folder.resolve().name}-{of_folder(folder, MODEL_FILES + SUFFIXES)[:6]}"
     return str(source).strip("./~").replace("/", "--")  # as the Hub's cache has it
 
 

@@ -86,6 +86,7 @@ METHODS: dict[str, Method] = {
     "lora-high-performance": Method("lora-high-performance", lora(32, ATTENTION)),
     "lora-all-linear": Method("lora-all-linear", lora(16, ALL_LINEAR)),
 }
+# In the published table; `figures` has a colour for each.
 STUDY_RUNS = ("zero-shot", "full", "lora-efficient", "lora-balanced", "lora-high-performance")
 
 
@@ -103,7 +104,7 @@ class Experiment:
     max_prompt_tokens: int = 1024
     generation: Generation = field(default_factory=Generation)
     prompt: str = PROMPT
-    decoding: Mapping[str, Generation] = field(default_factory=dict)  # per method, where it differs from `generation`
+    decoding: Mapping[str, Generation] = field(default_factory=dict)  # per method, in place of `generation`
     adapters: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # per method, in place of its `peft`
     changes: tuple[str, ...] = ()  # the settings by which it differs from the named experiment, as `parse` takes them
 
@@ -168,7 +169,7 @@ EXPERIMENTS = {experiment.name: experiment for experiment in (_QUICKSTART, _SMOL
 
 
 def method(name: str) -> Method:
-    """The method of that name, of `METHODS` or the room `methods`. Raises `ConfigurationError`, which lists them."""
+    """The method of that name, of `METHODS` or the subpackage `methods`. Raises `ConfigurationError`."""
     if name in METHODS:
         return METHODS[name]
     from .methods.table import FURTHER_METHODS
@@ -224,7 +225,7 @@ def _changed(derived: Experiment, setting: Setting, runs: Sequence[str]) -> Expe
         after = replace(derived, generation=replace(derived.generation, **change), decoding=decoding)
         return derived if after == derived else replace(after, changes=(*derived.changes, text))
     several = [derived.adapted(method(name)) for name in ([setting.run] if setting.run else runs)]
-    takers = [one for one in several if setting.fits(one.is_trained, one.peft or {})]
+    takers = [one for one in several if setting.applies_to(one.is_trained, one.peft or {})]
     if len(takers) != 1:
         asked = f"{setting.run} has none" if setting.run else f"{len(takers)} of {', '.join(runs)} have it"
         advice = f": name one, as {takers[0].name}.{text}" if takers else ""

@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 5.0
 SOCKS = "a SOCKS proxy is set, which takes a package: `uv pip install socksio`, or unset ALL_PROXY and HTTPS_PROXY"
 
 
-def offline_reason() -> str | None:
+def go_offline_if_silent() -> str | None:
     """Why the Hub cannot be used now, and the libraries use their caches alone from now on; None where it answers."""
     reason = _reason()
     constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = reason is not None

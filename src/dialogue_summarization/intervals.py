@@ -33,7 +33,7 @@ def mean_with_interval(scores: ArrayLike) -> tuple[float, tuple[float, float]]:
     return (float(values.mean()), interval(values)) if len(values) else (np.nan, (np.nan, np.nan))
 
 
-def resampled_means(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, system: int = 0) -> np.ndarray:
+def resampled_means(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, stream: int = 0) -> np.ndarray:
     """Means over dialogues, and over seeds where there are several, of bootstrap resamples: (resamples,).
 
     Args:
@@ -41,14 +41,15 @@ def resampled_means(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int 
             drawing all k would understate their variance by (k - 1) / k (Rao and Wu 1988, doi.org/10.2307/2288945).
         resamples: How many times n dialogues are drawn with replacement.
         seed: Of the draws; for the same seed and n the same dialogues are drawn, which makes comparisons paired.
-        system: A number per system: two systems share the draws of dialogues, not those of training seeds.
+        stream: A number: two systems that are compared share the draws of dialogues, and with different streams draw
+            training seeds of their own.
     """
     values = np.atleast_2d(np.asarray(scores, dtype=float))
     seeds, dialogues = values.shape
     means = np.concatenate([counts @ values.T for counts in resample_counts(dialogues, resamples, seed)]) / dialogues
     if seeds == 1:
         return means[:, 0]
-    drawn = np.random.default_rng([seed, system]).integers(seeds, size=(resamples, seeds - 1))
+    drawn = np.random.default_rng([seed, stream]).integers(seeds, size=(resamples, seeds - 1))
     return np.take_along_axis(means, drawn, axis=1).mean(axis=1)
 
 

@@ -41,12 +41,12 @@ def require_own_tokenizer(
 ) -> None:
     """Raise `ModelError` where a tokenizer is not the model's, or knows nothing of a text."""
     given = config.eos_token_id, _read(folder / "generation_config.json").get("eos_token_id")
-    ends = {end for some in given for end in (some if isinstance(some, list) else [some])} - {None}
+    ends = {end for some in given for end in (some if isinstance(some, list) else [some]) if end is not None}
     if _known_part(tokenizer, [text]) < _LEAST_KNOWN:
         wrong = "knows no word of the prompt"
     elif len(tokenizer) > config.vocab_size:
         wrong = f"knows {len(tokenizer):,} tokens, the model {config.vocab_size:,}"
-    elif tokenizer.eos_token_id not in (ends or {tokenizer.eos_token_id}) - {None}:
+    elif tokenizer.eos_token_id is None or (ends and tokenizer.eos_token_id not in ends):
         wrong = f"ends texts with token {tokenizer.eos_token_id}, the model with {', '.join(map(str, ends))}"
     else:
         return

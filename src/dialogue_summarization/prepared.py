@@ -95,15 +95,15 @@ class PreparedRun:
         """Whether the files in `tmp_dir` are of this run."""
         return _key_of(self.tmp_dir) == self.config.key
 
-    def take_back(self) -> None:
+    def restore_kept_files(self) -> None:
         """Put this run's files back in their places, which a run with another key has taken meanwhile."""
         for place in (self.folder, self.tmp_dir):
             kept = place.with_name(f"{place.name}.{self.config.key}")
             if kept.exists():
-                self._clear(place)
+                self._remove_or_keep(place)
                 kept.rename(place)
 
-    def _clear(self, place: Path) -> None:
+    def _remove_or_keep(self, place: Path) -> None:
         """Remove what is in a place, but keep what a run with another key left there, under a name with that key."""
         key = _key_of(place)
         if key in (None, self.config.key):
@@ -115,10 +115,12 @@ class PreparedRun:
     def recover(self) -> None:
         """Leave in `tmp_dir` nothing but what this run can resume from, and say what is set aside."""
         if self.tmp_dir.exists() and not self.owns_files():
-            self._clear(self.tmp_dir)
+            self._remove_or_keep(self.tmp_dir)
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.tmp_dir / "config.json", asdict(self.config))
-        checkpoints = sorted(self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name))
+        checkpoints = sorted(
+            self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2])
+        )
         for folder, why_unusable in (*((path, _why_unusable) for path in checkpoints), (self.weights, _damage)):
             if folder and folder.exists() and (reason := why_unusable(folder)):
                 print(f"{folder}: {reason}; set aside as {set_aside(folder, self.tmp_dir).name}.")
@@ -127,7 +129,7 @@ class PreparedRun:
         """Replace the run's earlier record, if there is one, without what only training needed."""
         for folder in (self.checkpoints, *self.tmp_dir.glob("*.damaged")):
             shutil.rmtree(folder, ignore_errors=True)
-        self._clear(self.folder)
+        self._remove_or_keep(self.folder)
         (self.tmp_dir / "training.json").unlink(missing_ok=True)
         self.tmp_dir.rename(self.folder)
 

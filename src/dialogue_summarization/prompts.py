@@ -4,8 +4,3 @@
 PROMPT = "summarize the following conversation:\n{dialogue}\nsummary: "
 # For SmolLM2 on DialogSum: the best of five on validation, zero-shot (search.csv of the study's records).
 BRIEF = "Briefly summarize what #Person1# and #Person2# talk about in one sentence.\n\n{dialogue}"
-
-
-def prompt(dialogue: str, template: str) -> str:
-    """The template with a dialogue in it."""
-    return template.replace("{dialogue}", dialogue)

@@ -60,7 +60,7 @@ class RunConfig:
     def key(self) -> str:
         """A hash over all that changes the result: two runs with the same key are the same run.
 
-        A field that was added later counts only where it differs from its default, so that keys stay.
+        `options` was added later and counts only where it is not empty, so that the keys of older records stay.
         """
         content = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_KEY}
         if not self.options:

@@ -52,7 +52,7 @@ class Setting(NamedTuple):
     value: object
     text: str  # name and value, the same for every way to write the value
 
-    def fits(self, is_trained: bool, peft: Mapping[str, object]) -> bool:
+    def applies_to(self, is_trained: bool, peft: Mapping[str, object]) -> bool:
         """Whether a run has such a setting: one that is trained or not, with this configuration of an adapter."""
         if self.kind == "adapter":
             return self.name in peft or (peft.get("peft_type") == "LORA" and self.name in LORA_DEFAULTS)

@@ -22,7 +22,7 @@ from .prepared import PreparedRun
 from .rouge import score_dialogues
 from .training import SummarizationTrainer, encode_split, trainer_class, training_arguments
 
-MOST_SECONDS = 900  # that a run takes on a CPU without being asked for
+MOST_SECONDS = 900  # of a run on a CPU; what is estimated to take longer needs `--yes`
 
 
 def run(
@@ -50,18 +50,17 @@ def prepare(
         RecordError: The run's record is damaged.
         UserError: Another process is making the run, or `outputs` cannot be written.
     """
-    prepared, name = describe(experiment, method, seed, outputs), f"{experiment.name}, {method.name}"
+    prepared, name = plan_run(experiment, method, seed, outputs), f"{experiment.name}, {method.name}"
     record, lock = prepared.finished_record(), None
     if force or not record:
         require_time(experiment, method, prepared.config.dialogues)
         lock = lock_run(prepared.tmp_dir)
-        prepared.take_back()
+        prepared.restore_kept_files()
         if prepared.owns_files() and (prepared.tmp_dir / "metrics.json").exists():
             prepared.move_into_place()  # killed just before it
         record = prepared.finished_record()  # perhaps made by another process meanwhile
     if record and not force:
-        if lock:
-            unlock(lock)
+        unlock(lock)
         print(f"{name}: loaded from the record of {record.date}; FORCE = True (--force) runs it again.")
         return replace(prepared, record=record)
     if not force and (prepared.folder / "metrics.json").exists():
@@ -92,16 +91,16 @@ def require_time(experiment: Experiment, method: Method, dialogues: Mapping[str,
         )
 
 
-def describe(experiment: Experiment, method: Method, seed: int, outputs: str | Path) -> PreparedRun:
+def plan_run(experiment: Experiment, method: Method, seed: int, outputs: str | Path) -> PreparedRun:
     """The run that is asked for, with its data, whatever there is of it."""
     splits, method = data.load(experiment), experiment.adapted(method)
-    config = configure(experiment, method, seed, splits)
+    config = make_config(experiment, method, seed, splits)
     return PreparedRun(
         experiment, method, splits, config, Path(outputs) / experiment.name / method.name / f"seed-{seed}"
     )
 
 
-def configure(
+def make_config(
     experiment: Experiment, method: Method, seed: int, splits: Mapping[str, datasets.Dataset]
 ) -> runs.RunConfig:
     """What a run is asked for, on these dialogues."""

@@ -21,7 +21,7 @@ class TextEncoder:
         added = self._backend.get_added_tokens_decoder().items()
         # Some are not marked as special, as Qwen's `<think>`.
         self._control_ids = {number for number, token in added if token.special or _TAG.fullmatch(token.content)}
-        self._counted_ids = self._control_ids - {tokenizer.unk_token_id}  # any text may have what is unknown
+        self._counted_ids = self._control_ids - {tokenizer.unk_token_id}  # <unk> is no sign of a control token
 
     def encode(
         self, texts: Sequence[str], affixes: tuple[str, str] = ("", ""), *, special_tokens: bool = True

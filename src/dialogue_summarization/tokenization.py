@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Pretrained
 from .errors import ConfigurationError, DataError
 from .experiments import VIRTUAL_TOKENS
 from .model_checks import require_known_script
-from .prompts import PROMPT, prompt
+from .prompts import PROMPT
 from .text_encoding import TextEncoder
 from .texts import unify_line_ends
 
@@ -36,7 +36,6 @@ class Family:
     positions: int | None = None  # that the model has for a sequence; None: any number
 
     auto_model: ClassVar[type]  # the transformers class that loads such a model
-    task_type: ClassVar[str]  # what PEFT calls the kind
     label_shift: ClassVar[int]  # logits at position i are scored against the label at position i + label_shift
 
     def render(self, dialogue: str) -> str:
@@ -100,7 +99,7 @@ class Family:
     @cached_property
     def _prompt_affixes(self) -> tuple[str, str]:
         """What stands before and behind a dialogue."""
-        before, _, after = self._wrapped_prompt(prompt(_PLACEHOLDER, self.prompt)).partition(_PLACEHOLDER)
+        before, _, after = self._wrapped_prompt(self.prompt.replace("{dialogue}", _PLACEHOLDER)).partition(_PLACEHOLDER)
         return before, after
 
     def _wrapped_prompt(self, text: str) -> str:
@@ -129,7 +128,6 @@ class EncoderDecoder(Family):
     decoder_start_token_id: int | None = None
 
     auto_model = AutoModelForSeq2SeqLM
-    task_type = "SEQ_2_SEQ_LM"
     label_shift = 0
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -166,7 +164,6 @@ class DecoderOnly(Family):
     """Llama, SmolLM2 and their like. Chat models get the prompt through their chat template."""
 
     auto_model = AutoModelForCausalLM
-    task_type = "CAUSAL_LM"
     label_shift = 1
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

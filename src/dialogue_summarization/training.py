@@ -139,8 +139,8 @@ class SummarizationTrainer(Trainer):
         self.generation, self.validation = generation, validation
         self.num_train_examples = len(self.train_dataset) if self.train_dataset is not None else 0
         self._start: float | None = None
-        # Trainer weights each evaluation batch's loss by its examples. Divided by examples x (tokens per example of the
-        # whole set), the weighted mean is sum(loss) / sum(tokens).
+        # Trainer's validation loss is a mean over batches, weighted by their examples. So a batch returns its summed
+        # loss / (its examples x the tokens per example of the whole set): the mean is then the loss per token.
         counts = [len(labels) for labels in self.eval_dataset["labels"]] if self.eval_dataset else [1]
         self._eval_tokens_per_example = sum(counts) / len(counts)
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):

@@ -10,6 +10,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from dialogue_summarization import errors, report, rouge, runs
 from dialogue_summarization.evaluation import systems
 
+from . import tables
+
 TYPES = ("rouge1", "rouge2", "rougeL")
 Texts = list[str]
 References = list[list[str]]
@@ -75,6 +77,13 @@ def by_py_rouge(texts: Texts, references: References) -> dict[str, float]:
     ]
     names = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
     return _rounded(pd.DataFrame(rows).mean().rename(names))
+
+
+def table() -> pd.DataFrame:
+    """The record: a row per convention, and for each system ROUGE-1, ROUGE-2 and ROUGE-L."""
+    scores = pd.DataFrame(tables.load()["conventions"]["scores"]).T.rename_axis("ROUGE-1 / ROUGE-2 / ROUGE-L")
+    names = {name: tables.label(name) for name in ("full", "lora-balanced")}
+    return scores.map(lambda own: " / ".join(f"{own[name]:.3f}" for name in TYPES)).rename(columns=names)
 
 
 def _rounded(scores: pd.Series) -> dict[str, float]:

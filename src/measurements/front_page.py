@@ -45,13 +45,15 @@ def example(made: list[runs.Run], test: Dataset) -> tuple[str, pd.DataFrame]:
     number = min(right, key=lambda place: len(test[place]["dialogue"]))
     counts = judged.sum().map(f"{{:g}} of {len(judged)}".format)
     rows = {"a reference": (test[number]["summaries"][0], "–")}
-    who = ("before fine-tuning", "full fine-tuning", "LoRA", "the adapter that comes with it: LoRA")
+    who = ("before fine-tuning", "full fine-tuning", "LoRA", "the included adapter: LoRA")
     for title, run in zip(who, [*made, adapter], strict=True):
         trained_on = f", {run.config.dialogues['train']:,} dialogues" if run.config.settings else ""
         count = counts["committed-adapter" if run is adapter else run.name]
         rows[f"{title}{trained_on}"] = (report.predictions(run, test)[number].replace("\n", "<br>"), count)
     dialogue = test[number]["dialogue"].replace("\n", "<br>")
-    return f"> {dialogue}", pd.DataFrame.from_dict(rows, orient="index", columns=["summary", "right"]).rename_axis("by")
+    return f"> {dialogue}", pd.DataFrame.from_dict(rows, orient="index", columns=["summary", "correct"]).rename_axis(
+        "source"
+    )
 
 
 def result(made: list[runs.Run], test: Dataset) -> tuple[pd.DataFrame, str]:
@@ -74,10 +76,8 @@ def result(made: list[runs.Run], test: Dataset) -> tuple[pd.DataFrame, str]:
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").fillna("–")
     before, after = systems.of_runs([run for run in made if run.name in experiments.STUDY_RUNS[:2]], test)
     form = (after.form_only - before.form_only) / (after.score("rouge1") - before.score("rouge1"))
-    return (
-        table,
-        f"{form:.0%} of the gain in ROUGE-1 is form, not content: it shows against references of other dialogues, too.",
-    )
+    said = f"Of full fine-tuning's gain in ROUGE-1, {form:.0%} also appears against references of other dialogues"
+    return table, f"{said}: that is style."
 
 
 def output(made: list[runs.Run], test: Dataset) -> tuple[str, str]:
@@ -89,8 +89,8 @@ def output(made: list[runs.Run], test: Dataset) -> tuple[str, str]:
     ours = systems.of_runs(made, test)
     pairs = itertools.combinations([one.scores("rougeL") for one in ours], 2)
     least = max(compare(*pair).minimum_detectable for pair in pairs)
-    said = f"{len(test)} test dialogues hardly show differences below {least:.3f} ROUGE-L."
-    return f"```text\n{table.rename_axis(None).to_string()}\n{opened}\n```", said
+    said = f"With {len(test)} test dialogues, a difference below {least:.3f} ROUGE-L is within the noise."
+    return f"```text\n{table.rename_axis(None).to_string()}\n{opened}\n```", f"Brackets: 95 % intervals. {said}"
 
 
 def steady_seconds(run: runs.Run) -> float:
@@ -114,7 +114,7 @@ def needs(made: list[runs.Run], study: list[runs.Run]) -> pd.DataFrame:
     small = peak_on(6, "lora-balanced")
     room = max(run.metrics["generate_memory_bytes"] for run in first)
     rows = {
-        "any computer": (
+        "a laptop or PC": (
             "`uv run study`",
             f"{math.ceil(whole / 60)} min on 2 CPU cores",
             f"{peak['full'] / 1e9:.1f} GB of RAM",
@@ -127,12 +127,12 @@ def needs(made: list[runs.Run], study: list[runs.Run]) -> pd.DataFrame:
         "a GPU with 6 GB": (
             f"`{ADAPTER}`",
             f"at least {adapter_seconds(GPUS[0][2]) / 60:.0f} min (estimate)",
-            f"{small / 1e9:.1f} GB on the GPU",
+            f"up to {small / 1e9:.1f} GB on the GPU",
         ),
         "a large GPU (H200)": (
             f"`{WHOLE}`",
             f"{math.ceil(large / 60)} min",
-            f"{room / 1e9:.0f} GB (all that helps)",
+            f"up to {room / 1e9:.0f} GB; it also runs with less",
         ),
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["run", "time", "memory"]).rename_axis("you have")

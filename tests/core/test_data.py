@@ -147,7 +147,7 @@ def test_marks_and_line_ends_of_windows_change_nothing(tmp_path, start, end, suf
     train = data.load_source(folder_with(tmp_path, f"train{suffix}", start + rows.encode()))["train"]
     assert train[0] == {
         "id": "7", "dialogue": "A: Hi,\nB: Zoë sings.", "summaries": ["They met."], "topic": "",
-        "row_ids": ["7"], "rows": [1],
+        "row_ids": ["7"], "row_numbers": [1],
     }  # fmt: skip
     assert train["id"] == ["7", "8"]
 
@@ -190,7 +190,7 @@ def test_rows_of_the_source_are_remembered_for_each_summary():
     assert table["id"][:] == ["t_0", "t_1", "x_1"]
     assert table["summaries"][:] == [["Text 0.", "Text 2."], ["Text 1.", "Text 3."], ["One.", "Two."]]
     assert table["row_ids"][:] == [["t_0_0", "t_0_2"], ["t_1_1", "t_1_3"], ["x_1", "x_1"]]
-    assert table["rows"][:] == [[1, 3], [2, 4], [5, 5]]
+    assert table["row_numbers"][:] == [[1, 3], [2, 4], [5, 5]]
 
 
 @pytest.mark.parametrize("empty", [None, "", " \n", [], ["", None]])
@@ -198,10 +198,10 @@ def test_rows_of_the_source_are_remembered_for_each_summary():
 def test_empty_rows_of_a_hub_data_set_are_left_out_and_counted(monkeypatch, capsys, column, empty):
     rows = tiny_rows(3)
     rows[1] |= {column: empty}
-    monkeypatch.setattr(data, "offline_reason", lambda: None)
+    monkeypatch.setattr(data, "go_offline_if_silent", lambda: None)
     monkeypatch.setattr(data.datasets, "load_dataset", lambda source: dict.fromkeys(data.SPLITS, rows))
     splits = data.load_source("nobody/talks")
-    assert splits["test"]["id"][:] == ["d_0", "d_2"] and splits["test"]["rows"][:] == [[1], [3]]
+    assert splits["test"]["id"][:] == ["d_0", "d_2"] and splits["test"]["row_numbers"][:] == [[1], [3]]
     said = "rows without a dialogue or a summary, left out: 1 of 3"
     assert splits["train"].take(1).info.description == said
     assert capsys.readouterr().err.count(said) == 3

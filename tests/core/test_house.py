@@ -220,8 +220,12 @@ f10703884fe7bd0f benchmarks/quantized/smollm2-dialogsum/zero-shot-int8/seed-0
 44489e6d84d6495a benchmarks/two-gpus/smollm2-dialogsum/full/seed-0
 0e3a45119ff2c6ac benchmarks/two-gpus/smollm2-dialogsum/lora-balanced/seed-0
 bf4b480194e85b97 reference/quickstart/full/seed-0
+d45e61375824d258 reference/quickstart/full/seed-1
+5c3e0813010c4128 reference/quickstart/full/seed-2
 0d61e46c15897628 reference/quickstart-adapter/lora-balanced/seed-0
 aef6eafd6390a8ef reference/quickstart/lora-balanced/seed-0
+3f9d440c668e414f reference/quickstart/lora-balanced/seed-1
+801c6cd4c41c2a0a reference/quickstart/lora-balanced/seed-2
 8addb8faf4714d3d reference/quickstart/zero-shot/seed-0
 44489e6d84d6495a reference/smollm2-dialogsum/full/seed-0
 4080f890945e3e32 reference/smollm2-dialogsum/full/seed-1

@@ -187,5 +187,5 @@ def test_a_cache_that_cannot_be_written_is_not_the_hubs_fault():
 
 def test_a_socks_proxy_is_named():
     told = {"ALL_PROXY": "socks5://127.0.0.1:9", "HF_HUB_OFFLINE": ""}
-    done = forked.python("from dialogue_summarization import hub; print(hub.offline_reason())", env=told)
+    done = forked.python("from dialogue_summarization import hub; print(hub.go_offline_if_silent())", env=told)
     assert "SOCKS proxy is set" in done.stdout and "uv pip install socksio" in done.stdout, done.stdout + done.stderr

@@ -85,11 +85,14 @@ def test_a_sentencepiece_model_names_the_package_that_reads_it(copied, tiny_data
     assert "uv pip install sentencepiece" in said and "tiktoken" not in said
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "bert", "mt5"])
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "mamba"])
 def test_an_unknown_architecture_is_named_with_the_known_ones(model_type, copied, tiny_data):
     folder = copied("t5")
     transformers.AutoConfig.for_model(model_type).save_pretrained(folder)
-    assert f"a {model_type!r} model" in (said := refusal(folder, tiny_data)) and "t5, bart, pegasus, llama" in said
+    assert (
+        f"a {model_type!r} model" in (said := refusal(folder, tiny_data))
+        and "t5, mt5, bart, mbart, pegasus, llama" in said
+    )
 
 
 def test_folders_that_are_no_model_say_what_to_name(copied, tmp_path, tiny_data):

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from helpers import tiny_experiment, tiny_model, trainer_of
+from helpers import save_tiny, tiny_experiment, tiny_model, trainer_of
 
 from dialogue_summarization import data, experiments, hardware, models, packaged
 from dialogue_summarization.errors import ModelError, NotEnoughMemory
@@ -122,6 +122,27 @@ def test_an_unknown_architecture_is_named():
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50)
     with pytest.raises(ModelError, match="No target modules are known for 'gpt2'"):
         models.apply_method(transformers.GPT2LMHeadModel(config), METHODS["lora-efficient"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "like"), [("mt5", "t5"), ("mbart", "bart"), ("mistral", "llama"), ("gemma", "llama")]
+)
+def test_architectures_whose_layers_are_named_alike(model_type, like, tiny_data, tmp_path):
+    folder = save_tiny(like, tmp_path / "base")
+    sizes = tiny_model(like).config.to_dict()
+    sizes = {name: value for name, value in sizes.items() if name not in ("model_type", "architectures", "dtype")}
+    auto_model = transformers.AutoModelForCausalLM if like == "llama" else transformers.AutoModelForSeq2SeqLM
+    auto_model.from_config(transformers.AutoConfig.for_model(model_type, **sizes)).save_pretrained(folder)
+    bundle = models.load_model(experiment := tiny_experiment(folder, tiny_data))
+    layers = {name for name, layer in bundle.model.named_modules() if isinstance(layer, torch.nn.Linear)} - {"lm_head"}
+    model = models.apply_method(bundle.model, METHODS["lora-all-linear"])
+    adapted = {
+        name.partition(".base_layer")[0] for name, _ in model.base_model.model.named_modules() if "base_layer" in name
+    }
+    assert adapted == layers and len(layers) >= 14
+    assert (
+        len(summarize(replace(bundle, model=model), ["Ann: Hi", "Ben: Ho"], experiment.generation, progress=False)) == 2
+    )
 
 
 @pytest.mark.parametrize("model", ["no_model_here", "google/flan-t5-base"])

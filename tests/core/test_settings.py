@@ -102,7 +102,7 @@ def test_a_run_is_trained_and_recorded_with_its_settings(tiny, register, tmp_pat
         return experiments.experiment("tiny", settings=[f"lora-balanced.{text}" for text in given])
 
     method = METHODS["lora-balanced"]
-    keys = [study.describe(asked(*given), method, 0, tmp_path).config.key for given in ((), ("r=16",), ("r=2",))]
+    keys = [study.plan_run(asked(*given), method, 0, tmp_path).config.key for given in ((), ("r=16",), ("r=2",))]
     assert keys[0] == keys[1] != keys[2]
     run = study.run(asked("r=2", "lora_dropout=0.1", "epochs=3", "learning_rate=1e-3"), method, outputs=tmp_path)
     saved = json.loads((run.folder / "adapter" / "adapter_config.json").read_text("utf-8"))

@@ -247,7 +247,7 @@ def test_the_key_is_of_what_changes_the_result(tiny, family_name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "micro_batch", "averaged"), [("full", 4, 0), ("full", 2, 2), ("lora-balanced", 4, 2)]
+    ("method", "micro_batch", "averaged"), [("full", 4, 0), ("full", 1, 2), ("lora-balanced", 4, 2)]
 )
 def test_an_interrupted_run_ends_as_any_other(
     tiny, family_name, tmp_path, monkeypatch, capsys, method, micro_batch, averaged
@@ -255,7 +255,7 @@ def test_an_interrupted_run_ends_as_any_other(
     settings = {name: replace(known, averaged_epochs=averaged) for name, known in tiny.settings.items()}
     experiment = replace(tiny, model=str(shutil.copytree(tiny.model, tmp_path / "dropout")), settings=settings)
     tiny_model(family_name, dropout=0.1).save_pretrained(experiment.model)
-    memory = {2: 4, 4: 16}[micro_batch] * hardware.GIB  # of the machine: it holds so many dialogues at once
+    memory = {1: 4, 4: 16}[micro_batch] * hardware.GIB  # of the machine: it holds so many dialogues at once
     size = SimpleNamespace(total=memory, available=16 * hardware.GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: size)
     wanted = make(experiment, method, tmp_path / "undisturbed")
@@ -332,7 +332,7 @@ def test_runs_are_collected_in_order_or_from_the_reference(made, tmp_path, monke
 def test_a_record_keeps_what_was_left_out_of_a_hub_data_set(tiny, tmp_path, monkeypatch):
     rows = tiny_rows(4)
     rows[2] |= {"summary": None}
-    monkeypatch.setattr(data, "offline_reason", lambda: None)
+    monkeypatch.setattr(data, "go_offline_if_silent", lambda: None)
     monkeypatch.setattr(data.datasets, "load_dataset", lambda source: dict.fromkeys(data.SPLITS, rows))
     run = make(replace(tiny, dataset="nobody/talks"), "zero-shot", tmp_path)
     said = "rows without a dialogue or a summary, left out: 1 of 4"

@@ -74,9 +74,7 @@ def test_measures_know_words_of_any_script(text):
     found = corpus([unicodedata.normalize("NFD", text)] * 2, [[text], [text]], resamples=10)
     assert [found[name][0] for name in ("chrF", "BLEU")] == pytest.approx([100, 100])
     flags = failure_flags(text, "A: " + text * 2)
-    assert (
-        flags["cut off"] == text.startswith("เขา") and not flags["repeats"] and not flags["empty"]
-    )  # Thai has no stop
+    assert not any(flags[name] for name in ("cut off", "repeats", "empty"))  # Thai has no full stop
     assert failure_flags(text * 3, "A: x")["repeats"]
     row = per_dialogue([text], [f"A: {text}"], [[text]]).iloc[0]
     assert row["words"] >= 4 and (row["length ratio"], row["new 1-grams"], row["new 2-grams"]) == (1, 0, 0)

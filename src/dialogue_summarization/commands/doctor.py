@@ -24,7 +24,7 @@ CUDA_TORCH = "uv pip install --reinstall torch --torch-backend=auto, then uv run
 def report(options: Namespace) -> None:
     """Print what there is, and what keeps each experiment from running; an error if the quickstart cannot run."""
     outputs = (options.outputs or runs.OUTPUTS).resolve()
-    machine, hub_error = runs.environment(), hub.offline_reason()
+    machine, hub_error = runs.environment(), hub.go_offline_if_silent()
     cached = ["/".join(path.name.split("--")[1:]) for path in sorted(Path(constants.HF_HUB_CACHE).glob("*--*"))]
     place = next(place for place in (outputs, *outputs.parents) if place.exists())
     disk = shutil.disk_usage(place)

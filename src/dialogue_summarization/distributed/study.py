@@ -19,7 +19,7 @@ def run(
     if PartialState().is_main_process:
         prepared = study.prepare(experiment, method, seed, outputs=outputs, force=force)
     else:
-        prepared = study.describe(experiment, method, seed, outputs)
+        prepared = study.plan_run(experiment, method, seed, outputs)
     is_made = any(gather_object([prepared.record is not None]))
     if not is_made and prepared.needs_training:
         _train(prepared)

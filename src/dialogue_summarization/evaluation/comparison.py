@@ -65,7 +65,7 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
 def _details(one: System) -> dict[str, str]:
     details = dict.fromkeys(DETAILS, "–")
     if not np.isnan(one.form_only):
-        details |= {"form only": f"{one.form_only:.3f}", "above form": f"{one.score('rouge1') - one.form_only:.3f}"}
+        details |= {"form only": f"{one.form_only:z.3f}", "above form": f"{one.score('rouge1') - one.form_only:z.3f}"}
     if one.kind == "run":
         scores = one.scores("rougeL").mean(axis=1)
         spread = f": {scores.min():.3f} to {scores.max():.3f}" if len(scores) > 1 else ""
@@ -76,7 +76,7 @@ def _details(one: System) -> dict[str, str]:
         if cut := first.metrics.get("truncated_dialogues"):
             details["cut to fit"] = f"{cut} of {first.metrics['dialogues']}"
         losses = first.log.dropna(subset="eval_loss") if "eval_loss" in first.log else pd.DataFrame()
-        if len(losses):
+        if len(losses) and one.kind == "run":  # the adapter's is of other data
             before = f"{losses['eval_loss'].iloc[0]:.2f} → " if losses["step"].iloc[0] == 0 else ""
             details["validation loss"] = f"{before}{losses['eval_loss'].iloc[-1]:.2f}"
     return details

@@ -47,8 +47,8 @@ def compare(
         raise ValueError(f"Scores of {first.shape[1]} and {second.shape[1]} dialogues cannot be paired.")
     gaps = first.mean(axis=0) - second.mean(axis=0)
     mean = float(gaps.mean())
-    resampled = resampled_means(first, resamples=resamples, system=1)
-    resampled = resampled - resampled_means(second, resamples=resamples, system=2)
+    resampled = resampled_means(first, resamples=resamples, stream=1)
+    resampled = resampled - resampled_means(second, resamples=resamples, stream=2)
     if len(gaps) == 1:
         return Difference(mean, np.nan, np.nan, 1.0, 1.0, np.nan)
     low, high = np.percentile(resampled, [2.5, 97.5])

