@@ -25,7 +25,7 @@ from .memory import device_memory, dims_of, generation_tokens
 from .oom import ADVICE, retry_with_less
 from .packing import PACKED, attention_for
 
-MAX_TOKENS = {"cuda": 256 * 1024, "cpu": 8 * 1024}  # of a batch: what pads a larger one is computed too
+MAX_TOKENS = {"cuda": 256 * 1024, "cpu": 16 * 1024}  # of a batch: what pads a larger one is computed too
 PASSES_BEFORE_CAPTURE = 2  # over the prompt, and the first over one token
 
 
