@@ -24,8 +24,7 @@ from .hub import advice, go_offline_if_silent
 from .model_checks import require_model, require_own_tokenizer, require_tokenizer
 from .tokenization import Family, family_of
 
-# Of peft 0.21, about what is right here: a renamed attribute, a head of its own, norms of a model's own class, and
-# positions with virtual tokens, which `methods` numbers.
+# Of peft 0.21, about what is right here: a renamed attribute, an untied head, norms, positions of virtual tokens.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied", category=UserWarning)
 warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm", category=UserWarning)

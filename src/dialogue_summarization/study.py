@@ -215,8 +215,6 @@ def load_run(run: runs.Run) -> models.ModelBundle:
     Raises `ConfigurationError` where its weights are not there, as those of most committed records.
     """
     if run.weights is None and run.config.settings is not None:
-        raise ConfigurationError(
-            f"The weights of {run.folder} are not there: `study {run.config.experiment}` makes them."
-        )
+        raise ConfigurationError(f"{run.folder} has no weights: `study {run.config.experiment}` makes them.")
     quantization = run.config.options.get("quantization")
     return models.load_model(run.experiment, run.weights, quantization=quantization, device=hardware.device())

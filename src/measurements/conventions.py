@@ -81,7 +81,7 @@ def by_py_rouge(texts: Texts, references: References) -> dict[str, float]:
 
 def table() -> pd.DataFrame:
     """The record: a row per convention, and for each system ROUGE-1, ROUGE-2 and ROUGE-L."""
-    scores = pd.DataFrame(tables.load()["conventions"]["scores"]).T.rename_axis("ROUGE-1 / ROUGE-2 / ROUGE-L")
+    scores = pd.DataFrame(tables.load()["conventions"]["scores"]).T.rename_axis("convention")
     names = {name: tables.label(name) for name in ("full", "lora-balanced")}
     return scores.map(lambda own: " / ".join(f"{own[name]:.3f}" for name in TYPES)).rename(columns=names)
 

@@ -41,7 +41,7 @@ BUDGETS = {
     "notebooks 01-03 load": (3_400, 2_300),
     "notebooks 01-04 load": (4_170, 2_820),
     "helper package": (7_540, 5_230),
-    "measurements": (2_350, 1_680),
+    "measurements": (2_370, 1_690),
 }
 MODULE_LINES, KERNEL_LINES = 250, 285
 
@@ -301,5 +301,6 @@ bb5df36c00632f6d reference/smollm2-dialogsum/sweep/methods/lokr/share-0.25/seed-
 1be8ca05cd4f72a6 reference/smollm2-dialogsum/sweep/methods/qlora-nf4/share-0.25/seed-0
 dd2d3a30c77eb832 reference/smollm2-dialogsum/sweep/methods/rslora/share-0.25/seed-0
 c156165c23dad02a reference/smollm2-dialogsum/sweep/methods/vera/share-0.25/seed-0
-2cd30a78da344042 reference/smollm2-dialogsum/zero-shot/seed-0
+890d8a3bc4e393c2 reference/smollm2-dialogsum/zero-shot/seed-0
+2cd30a78da344042 reference/smollm2-dialogsum/earlier/zero-shot/seed-0
 """

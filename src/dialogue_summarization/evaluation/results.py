@@ -16,7 +16,8 @@ from .systems import from_columns, of_runs
 VERSIONS = ("python", "torch", "transformers", "peft", "rouge-score", "commit")
 SCORES = """ROUGE F1 as mean and 95 % interval over test dialogues (bootstrap), and over seeds if there are several. \
 *lead-2* is the dialogue's first two turns. *form only*: ROUGE-1 against the references of other dialogues; \
-*above form*: what the right references add. *validation loss*: before and after training, in nats per token. \
+*above form*: what the right references add. *cut to fit*: dialogues with more tokens than the model takes. \
+*validation loss*: before and after training, in nats per token. \
 *seeds*: how many, and the lowest and highest ROUGE-L. *gap closed*: in ROUGE-L, 0 % is the best baseline and 100 % \
 the references against each other; left out where these are not clearly better."""
 PLANNED = "The one comparison that was planned before the runs were made. Its p-values need no correction."
