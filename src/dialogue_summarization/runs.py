@@ -68,7 +68,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tables have no one truth value
 class Run:
     """A finished run, as its record has it."""
 

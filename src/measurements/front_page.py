@@ -80,21 +80,17 @@ def result(made: list[runs.Run], test: Dataset) -> tuple[pd.DataFrame, str]:
 
 
 def output(made: list[runs.Run], test: Dataset) -> tuple[str, str]:
-    """How the quickstart's output ends, shortened, and which differences so many dialogues do not show."""
-    first, others = of_seed_0(made), [run for run in made if run.config.seed and run.name == "full"]
-    table = report.results(first)[["ROUGE-L", "training (s)"]].rename(
-        index=lambda name: name.replace(" (reference)", "")
-    )
-    scores = " and ".join(f"{run.metrics['rougeL']:.3f}" for run in others)
+    """How the quickstart's output ends, shortened, and which differences come from test dialogues and seeds alone."""
+    first = of_seed_0(made)
+    table = report.results(first)[["ROUGE-L", "training (s)"]].rename_axis(None)
+    table = table.rename(index=lambda name: name.replace(" (reference)", "")).to_string()
+    pairs = itertools.combinations([one.scores("rougeL") for one in systems.of_runs(first, test)], 2)
+    seeds = [run.metrics["rougeL"] for run in made if run.name == "full"]
+    noise = max(max(seeds) - min(seeds), *(compare(*pair).minimum_detectable for pair in pairs))
+    others = " and ".join(f"{score:.3f}" for score in seeds[1:])
+    said = f"Brackets: 95 % intervals over {len(test)} dialogues. Other seeds of `full`: {others}."
     opened = "To open: outputs/quickstart/notebooks/04_evaluation.html"
-    ours = systems.of_runs(first, test)
-    pairs = itertools.combinations([one.scores("rougeL") for one in ours], 2)
-    least = max(compare(*pair).minimum_detectable for pair in pairs)
-    said = f"With {len(test)} test dialogues, a difference below {least:.3f} ROUGE-L is within the noise."
-    return (
-        f"```text\n{table.rename_axis(None).to_string()}\n{opened}\n```",
-        f"Brackets: 95 % intervals. {said} Other seeds of `full`: {scores}.",
-    )
+    return f"```text\n{table}\n{opened}\n```", f"{said} So differences below {noise:.2f} are noise."
 
 
 def of_seed_0(made: list[runs.Run]) -> list[runs.Run]:

@@ -93,3 +93,9 @@ def test_memory_bars_are_in_gb_and_end_at_the_sum():
     assert [text.get_text().strip() for text in ax.texts] == ["3.00 GB", "0.50 GB"]
     assert [bar.get_width() for bar in ax.containers[0]] == [0.5, 0.5]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["full", "LoRA"]
+
+
+def test_a_run_is_looked_for_in_a_list_though_its_tables_have_no_truth_value():
+    folder = runs.OUTPUTS / "reference" / "quickstart" / "full" / "seed-0"
+    run = runs.read(folder)
+    assert run in [run] and run not in [runs.read(folder)]
