@@ -197,7 +197,7 @@ def test_the_effective_batch_is_kept_whatever_the_memory(monkeypatch, tmp_path, 
     assert plan.micro_batch * plan.accumulation == batch_size
 
 
-@pytest.mark.parametrize(("gib", "at_once"), [(6, 2), (12, 4), (64, 8)])
+@pytest.mark.parametrize(("gib", "at_once"), [(6, 1), (12, 4), (64, 8)])
 def test_a_cpu_holds_few(monkeypatch, tmp_path, bundle_and_rows, gib, at_once):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=gib * GIB))
     settings = Settings(1e-3)

@@ -124,8 +124,8 @@ def test_bad_rows_are_named(tmp_path, name, content, expected):
 @pytest.mark.parametrize(("source", "expected"), [
     ("./nowhere", ["no folder './nowhere'", "train, validation and test"]),
     ("nobody/no-such-dialogues", ["'nobody/no-such-dialogues'", "Hugging Face Hub", "--dataset", "quickstart"]),
-    ("{folder}/none", ["{folder}/none must hold train.csv or train.jsonl; neither"]),
-    ("{folder}", ["{folder} must hold test.csv or test.jsonl; both"]),
+    ("{folder}/none", ["{folder}/none must hold train.csv, .tsv or .jsonl; neither"]),
+    ("{folder}", ["{folder} must hold test.csv, .tsv or .jsonl; both"]),
 ])  # fmt: skip
 def test_a_source_that_is_not_there_says_what_to_do(tmp_path, source, expected):
     (tmp_path / "none").mkdir()

@@ -82,7 +82,7 @@ def test_the_readmes_sentences_say_what_its_table_says():
         [float(cell.strip("| ")) for cell in row[2:]] for row in (full, lora)
     )
     assert "about as well as full fine-tuning" in readme and own_score == pytest.approx(score, abs=0.002)
-    assert "a quarter less memory" in readme and own_memory / memory == pytest.approx(0.75, abs=0.02)
+    assert "25 % less memory" in readme and own_memory / memory == pytest.approx(0.75, abs=0.02)
     assert "70 times smaller" in readme and size / own_size == pytest.approx(70, abs=5)
     assert "only 5 % faster" in " ".join(readme.split()) and own_steps / steps == pytest.approx(0.95, abs=0.01)
 

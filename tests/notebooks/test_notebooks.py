@@ -126,7 +126,7 @@ def test_the_open_path_gives_the_weights_that_run_gives(studied, tiny_models, ti
 def test_evaluation_alone_shows_the_reference_records(tmp_path):
     shown = execute("04_evaluation", tmp_path / "04.ipynb", {"OUTPUTS": tmp_path / "outputs"})
     assert "comes with the project, 20" in shown and "lora-balanced (reference)" in shown
-    last = json.loads(shown)[-1]["data"]["text/html"]
+    last = "".join(json.loads(shown)[-1]["data"]["text/html"])
     assert "zero-shot (reference)</th>" in last and "adapter</th>" in last and "full" not in last, "what has parameters"
 
 
