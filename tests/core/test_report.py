@@ -32,7 +32,8 @@ def record(folder, name, texts, **metrics):
 
 @pytest.fixture(scope="module")
 def quickstart():
-    return runs.collect("quickstart", "nowhere"), data.load(experiments.experiment("quickstart"))["test"]
+    made = [run for run in runs.collect("quickstart", "nowhere") if run.config.seed == 0]
+    return made, data.load(experiments.experiment("quickstart"))["test"]
 
 
 def test_examples_are_best_median_and_worst(quickstart):

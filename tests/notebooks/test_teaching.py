@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -58,6 +59,8 @@ def test_the_adapter_in_the_open_is_our_preset(asked, tmp_path):
 
 
 def test_tests_by_hand_are_those_of_the_tables(tmp_path):
+    for name in ("zero-shot", "full", "lora-balanced"):  # one seed each
+        shutil.copytree(REFERENCE / "quickstart" / name / "seed-0", tmp_path / "quickstart" / name / "seed-0")
     names = run_cells("04_evaluation", "as_large.sum()", OUTPUTS=str(tmp_path))
     first, second = (names[name].scores("rougeL") for name in ("first", "second"))
     expected = statistics.compare(first, second)
@@ -85,11 +88,13 @@ def test_answers_01():
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2"], use_stemmer=True)
     scores = scorer.score("Ann returns the coat and gets money back", "The money returns Ann and gets coat back")
     assert scores["rouge1"].fmeasure == 1 and f"1 / 7 = {scores['rouge2'].fmeasure:.3f}" in text
-    study, quickstart = (
-        metrics(f"{name}/zero-shot", "config")["generation"] for name in ("smollm2-dialogsum", "quickstart")
-    )
-    assert (study["max_new_tokens"], quickstart["max_new_tokens"], quickstart["no_repeat_ngram_size"]) == (80, 50, 3)
-    assert f"{metrics('smollm2-dialogsum/zero-shot')['rougeL']:.3f} ROUGE-L" in text
+    places = [f"smollm2-dialogsum/{place}" for place in ("earlier/zero-shot", "zero-shot")]
+    earlier, now = (metrics(place, "config")["generation"] for place in places)
+    assert (earlier["max_new_tokens"], now["max_new_tokens"]) == (80, 50)
+    assert (earlier["length_penalty"], now["length_penalty"]) == (0.6, 1)
+    before, after = (round(metrics(place)["rougeL"], 3) for place in places)
+    assert f"{after:.3f} ROUGE-L" in text and f"it scored {before:.3f}" in text
+    assert f"worth {after - before:.3f} ROUGE-L" in text
 
 
 def metrics(run, name="metrics"):
