@@ -18,7 +18,7 @@ from dialogue_summarization import data, experiments, report, runs
 from dialogue_summarization.evaluation import comparison, results, statistics, systems
 from dialogue_summarization.rouge import TYPES
 
-from . import conventions, front_page, settings_search, tables
+from . import conventions, front_page, peers, settings_search, tables
 from .sweep import report as sweep_report
 from .tables import REFERENCE
 
@@ -201,6 +201,7 @@ BLOCKS = {  # name: document, content
     "main-question": ("docs/results.md", main_question),
     "trained-twice": ("docs/results.md", trained_twice),
     "quickstart": ("docs/results.md", partial(study, "quickstart")),
+    "cpu": ("docs/how_it_is_fast.md", lambda: joined(peers.table())),
     "conventions": ("docs/how_scores_are_made.md", lambda: joined(conventions.table())),
     "search": ("docs/settings_search.md", lambda: joined(settings_search.effects(in_guide=False))),
     "choosing": ("docs/settings_search.md", choosing),

@@ -8,11 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 from statistics import mean
 
 import datasets
+import pandas as pd
 import transformers
 
 from dialogue_summarization import experiments, hardware, models, training
 
-from . import short_training
+from . import short_training, tables
 
 DIALOGUES, ROUNDS = 48, 2
 
@@ -31,6 +32,17 @@ def measure_on_cpu(record: dict[str, object], splits: datasets.DatasetDict, opti
             record[trainer].append(process.submit(_train, trainer, name, rows).result())
     rates = {trainer: mean(one["samples_per_second"] for one in record[trainer]) for trainer in ("ours", "plain")}
     record["ratio"] = round(rates["ours"] / rates["plain"], 2)
+
+
+def table() -> pd.DataFrame:
+    """The records: dialogues per second of both, the means of their turns."""
+    rows = {}
+    for name in ("full", "lora-balanced"):
+        record = tables.load()[f"cpu-{name}"]
+        rates = {who: mean(one["samples_per_second"] for one in record[who]) for who in ("ours", "plain")}
+        row = {"ours": f"{rates['ours']:.2f}", "plain Trainer": f"{rates['plain']:.2f}"}
+        rows[tables.label(name)] = row | {"ratio": f"{record['ratio']:.2f}"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
 def _train(trainer: str, method_name: str, rows: datasets.Dataset) -> dict[str, float]:
