@@ -38,7 +38,8 @@ _BART_NORMS = "self_attn_layer_norm encoder_attn_layer_norm final_layer_norm"
 # By architecture: what it calls the projections of attention, both sides of its feed-forward layers, and its norms.
 _NAMES = {
     **dict.fromkeys(("t5", "mt5"), ("q", "k", "v", "o", "wi_0 wi_1", "wo", "layer_norm final_layer_norm")),  # v1.1 on
-    **dict.fromkeys(("bart", "mbart"), (*_BART, f"{_BART_NORMS} layernorm_embedding")),
+    "bart": (*_BART, f"{_BART_NORMS} layernorm_embedding"),
+    "mbart": (*_BART, f"{_BART_NORMS} layernorm_embedding layer_norm"),
     "pegasus": (*_BART, f"{_BART_NORMS} layer_norm"),
     **dict.fromkeys(("llama", "mistral", "gemma", "qwen2"), (*_LLAMA, _LLAMA_NORMS)),
     "qwen3": (*_LLAMA, f"{_LLAMA_NORMS} q_norm k_norm"),

@@ -118,9 +118,7 @@ class PreparedRun:
             self._remove_or_keep(self.tmp_dir)
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.tmp_dir / "config.json", asdict(self.config))
-        checkpoints = sorted(
-            self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2])
-        )
+        checkpoints = sorted(self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name))
         for folder, why_unusable in (*((path, _why_unusable) for path in checkpoints), (self.weights, _damage)):
             if folder and folder.exists() and (reason := why_unusable(folder)):
                 print(f"{folder}: {reason}; set aside as {set_aside(folder, self.tmp_dir).name}.")

@@ -140,6 +140,8 @@ def test_architectures_whose_layers_are_named_alike(model_type, like, tiny_data,
         name.partition(".base_layer")[0] for name, _ in model.base_model.model.named_modules() if "base_layer" in name
     }
     assert adapted == layers and len(layers) >= 14
+    norms = {name.rpartition(".")[2] for name, layer in model.named_modules() if "Norm" in type(layer).__name__}
+    assert norms == set(models.target_modules(["norm"], model_type))
     assert (
         len(summarize(replace(bundle, model=model), ["Ann: Hi", "Ben: Ho"], experiment.generation, progress=False)) == 2
     )

