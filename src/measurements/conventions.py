@@ -79,9 +79,9 @@ def by_py_rouge(texts: Texts, references: References) -> dict[str, float]:
     return _rounded(pd.DataFrame(rows).mean().rename(names))
 
 
-def table() -> pd.DataFrame:
-    """The record: a row per convention, and for each system ROUGE-1, ROUGE-2 and ROUGE-L."""
-    scores = pd.DataFrame(tables.load()["conventions"]["scores"]).T.rename_axis("convention")
+def table(records: dict[str, dict]) -> pd.DataFrame:
+    """A row per convention, and for each system ROUGE-1, -2 and -L; `records` are as `tables.load` gives them."""
+    scores = pd.DataFrame(records["conventions"]["scores"]).T.rename_axis("convention")
     names = {name: tables.label(name) for name in ("full", "lora-balanced")}
     return scores.map(lambda own: " / ".join(f"{own[name]:.3f}" for name in TYPES)).rename(columns=names)
 
