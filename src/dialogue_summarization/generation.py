@@ -94,7 +94,7 @@ class BatchGenerator(contextlib.ExitStack):
         self.bundle, self.generation = bundle, generation
 
     def __enter__(self) -> "BatchGenerator":
-        self.enter_context(hardware.autocast())
+        self.enter_context(hardware.autocast(self.bundle.model))
         return self
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[list[int]]:

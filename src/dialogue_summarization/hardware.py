@@ -21,6 +21,7 @@ import transformers
 from .errors import NotEnoughMemory
 
 GIB = 1 << 30
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _CPU_ONLY = os.environ.get("STUDY_DEVICE") == "cpu"  # `study --device cpu`
 if _CPU_ONLY:
@@ -35,17 +36,24 @@ def device() -> torch.device:
 
 
 def precision() -> str:
-    """`bf16` where the device computes in it natively, otherwise `fp32`; weights are trained in fp32 in either case."""
+    """What the device computes in natively, `bf16`, else `fp16`, else `fp32`; weights are trained in fp32 anyway."""
     return precision_and_reason()[0]
 
 
+def precision_for(model: torch.nn.Module) -> str:
+    """`precision`; but `fp32` in place of fp16 for encoder-decoder models: T5 overflows (transformers issue 14189)."""
+    name = precision()
+    return "fp32" if name == "fp16" and model.config.is_encoder_decoder else name
+
+
 def precision_and_reason() -> tuple[str, str]:
-    """The precision, and why. fp16 is never chosen: T5 overflows in it (transformers issue 14189)."""
+    """The precision, and why."""
     kind = device().type
     if kind == "cuda":  # torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (T4)
         major, minor = torch.cuda.get_device_capability()
-        name = "bf16" if major >= 8 else "fp32"
-        return name, f"compute capability {major}.{minor}; bf16 needs 8.0 (Ampere) or newer"
+        name = "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
+        reason = f"compute capability {major}.{minor}; bf16 needs 8.0 (Ampere) or newer"
+        return name, reason + ("; T5 and other encoder-decoder models in fp32" if name == "fp16" else "")
     if kind == "mps":
         return "fp32", "an Apple GPU"
     # AMD since Zen 4 and Intel's servers, through oneDNN, which would emulate bf16 on other CPUs.
@@ -53,9 +61,10 @@ def precision_and_reason() -> tuple[str, str]:
     return ("bf16", "the CPU has AVX512-BF16") if is_native else ("fp32", "the CPU has no AVX512-BF16")
 
 
-def autocast() -> contextlib.AbstractContextManager:
-    """Compute in `precision()`."""
-    return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
+def autocast(model: torch.nn.Module) -> torch.autocast:
+    """Compute in `precision_for` the model."""
+    dtype = DTYPES[precision_for(model)]
+    return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
 
 
 def describe() -> dict[str, str | int]:

@@ -144,6 +144,7 @@ def make_trainer(
     """
     seed, settings = prepared.config.seed, prepared.settings
     bundle = models.load_model(prepared.experiment, quantization=prepared.method.quantization)
+    overrides = {"fp16": hardware.precision_for(bundle.model) == "fp16"} | dict(overrides or {})
     transformers.set_seed(seed)  # what an adapter starts from, and dropout
     bundle = replace(bundle, model=models.apply_method(bundle.model, prepared.method))
     return trainer_class()(
@@ -152,7 +153,7 @@ def make_trainer(
         prepared.generation,
         validation,
         prepared.method,
-        args=training_arguments(settings, prepared.checkpoints, seed=seed, **(overrides or {})),
+        args=training_arguments(settings, prepared.checkpoints, seed=seed, **overrides),
         train_dataset=encode_split(prepared.splits["train"], bundle.family),
         eval_dataset=encode_split(validation, bundle.family, references=1),
         **options,
@@ -201,7 +202,8 @@ def record(
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in prepared.weights.glob("*.safetensors"))
     scores = scores.round(6)
     left_out = {split: rows.info.description for split, rows in prepared.splits.items() if rows.info.description}
-    environment = environment | {"signature": report.signature(test)} | ({"data": left_out} if left_out else {})
+    environment |= {"signature": report.signature(test), "precision": hardware.precision_for(bundle.model)}
+    environment |= {"data": left_out} if left_out else {}
     runs.write_results(tmp_dir, texts, scores, metrics, environment)
     prepared.move_into_place()
     unlock(prepared.lock)

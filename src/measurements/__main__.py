@@ -1,8 +1,8 @@
 """Measure on this machine, or make anew what the records say: `python -m measurements NAME ...`.
 
 On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
-Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`,
-`committed-adapter`, and `withhold FOLDER DATASET TARGET`.
+Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`, `committed-adapter`,
+`withhold FOLDER DATASET TARGET`, `forgetting FILE RUN ...`, and `distill DATASET TARGET RUN ...`, with folders of runs.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from . import (
     card_limits,
     conventions,
     cost_curves,
+    distillation,
     documents,
+    forgetting,
     overfit_test,
     peers,
     sample_data,
@@ -54,6 +56,10 @@ def main(arguments: Sequence[str]) -> int:
             documents.write()
         elif command == "withhold":
             withhold.withhold_folder(*rest)
+        elif command == "forgetting":
+            forgetting.write(*rest)
+        elif command == "distill":
+            distillation.write(*rest)
         elif command == "committed-adapter":
             adapter.write()
         elif command == "sample-data":

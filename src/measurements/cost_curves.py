@@ -89,7 +89,7 @@ def _measure_steps(bundle: models.ModelBundle, point: CostPoint, steps: int, war
             if number == warm_up:
                 start = short_training.synchronized_time()
             optimizer.zero_grad()
-            with hardware.autocast():
+            with hardware.autocast(model):
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()

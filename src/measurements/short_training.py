@@ -58,7 +58,8 @@ def train(
     Returns:
         The trainer, and what was measured, for a record.
     """
-    arguments = training.training_arguments(settings, folder, **(TRAIN_ONLY | overrides))
+    precision = {"fp16": hardware.precision_for(bundle.model) == "fp16"}
+    arguments = training.training_arguments(settings, folder, **(TRAIN_ONLY | precision | overrides))
     trainer_class = DistributedTrainer if arguments.world_size > 1 else AcceleratedTrainer
     trainer = trainer_class(bundle, settings, args=arguments, train_dataset=rows, **({"compiled": True} | options))
     trainer.train(resume_from_checkpoint=checkpoint)

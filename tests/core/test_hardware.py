@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from helpers import tiny_model
 from transformers import TrainingArguments
 
 from dialogue_summarization import hardware, study
@@ -30,13 +31,16 @@ def with_memory(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "capability, expected", [((7, 5), "fp32"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((9, 0), "bf16")]
+    "capability, expected",
+    [((6, 1), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((9, 0), "bf16")],
 )
 def test_precision_is_the_gpus(monkeypatch, capability, expected):
     monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # what PyTorch says on a T4
     assert hardware.precision() == expected
+    precisions = {kind: hardware.precision_for(tiny_model(kind)) for kind in ("llama", "t5")}
+    assert precisions == {"llama": expected, "t5": "fp32" if expected == "fp16" else expected}  # T5 overflows
 
 
 @pytest.mark.parametrize(("has", "allowed"), [(True, True), (True, False), (False, True)])

@@ -51,13 +51,14 @@ def packed_attention(
 def attend_to_packed(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, scale: float | None
 ) -> Tensor:
-    """`packed_attention` by FlashAttention, in bf16, on a GPU."""
+    """`packed_attention` by FlashAttention, which knows bf16 and fp16 alone, on a GPU."""
     from torch.nn.attention.varlen import varlen_attn
 
     heads = query.shape[1]
     if key.shape[1] != heads:
         key, value = (part.repeat_interleave(heads // key.shape[1], dim=1) for part in (key, value))
-    query, key, value = (part.transpose(1, 2).squeeze(0).to(torch.bfloat16) for part in (query, key, value))
+    dtype = torch.float16 if value.dtype == torch.float16 else torch.bfloat16
+    query, key, value = (part.transpose(1, 2).squeeze(0).to(dtype) for part in (query, key, value))
     lengths = (cu_seqlens, cu_seqlens, max_length, max_length)
     return varlen_attn(query, key, value, *lengths, scale=scale, window_size=(-1, 0)).unsqueeze(0)
 

@@ -21,8 +21,8 @@ from .packing import BIASED
 
 def fast_steps_available() -> bool:
     """Whether compiled layers and CUDA graphs run here: on an Ampere GPU or newer, with Triton to compile for it."""
-    on_gpu = hardware.device().type == "cuda" and hardware.precision() == "bf16"
-    return on_gpu and importlib.util.find_spec("triton") is not None
+    is_new = hardware.device().type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    return is_new and importlib.util.find_spec("triton") is not None
 
 
 def supports_packing(model: torch.nn.Module) -> bool:

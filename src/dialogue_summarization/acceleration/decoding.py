@@ -88,16 +88,17 @@ class AcceleratedGenerator(BatchGenerator):
 
 @contextlib.contextmanager
 def inference_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Forward passes in `hardware.precision()`, by autocast; a model in int8 computes the rest in fp32.
+    """Forward passes in `hardware.precision_for` the model, by autocast; one in int8 computes the rest in fp32.
 
     On a CPU autocast would round every weight again for each token: there weights are rounded once, and restored.
     """
-    in_bf16 = _computes_in_bf16(model)
-    weights = [(weight, weight.data) for weight in model.parameters() if in_bf16 and model.device.type == "cpu"]
+    dtype = _dtype(model)
+    rounded, on_cpu = dtype != torch.float32, model.device.type == "cpu"
+    weights = [(weight, weight.data) for weight in model.parameters() if rounded and on_cpu]
     try:
         for weight, data in weights:
-            weight.data = data.to(torch.bfloat16)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=in_bf16 and not weights):
+            weight.data = data.to(dtype)
+        with torch.autocast(model.device.type, dtype, enabled=rounded and not on_cpu):
             yield
     finally:
         for weight, data in weights:
@@ -130,8 +131,7 @@ class FixedLayer(StaticLayer):
 
 def fixed_cache(model: PreTrainedModel, prompt_length: int, new_tokens: int) -> StaticCache:
     """A cache of fixed size, in the precision of attention."""
-    dtype = torch.bfloat16 if _computes_in_bf16(model) else torch.float32
-    length = prompt_length + new_tokens
+    length, dtype = prompt_length + new_tokens, _dtype(model)
     cache = StaticCache(config=model.config, max_cache_len=length)
     cache.layers = [FixedLayer(length, prompt_length, dtype) for _ in cache.layers]
     return cache
@@ -165,8 +165,8 @@ def fast_decoding(model: PreTrainedModel) -> Iterator[None]:
             model.forward = own_forward
 
 
-def _computes_in_bf16(model: PreTrainedModel) -> bool:
-    return hardware.precision() == "bf16" and not getattr(model, "int8_parameters", 0)
+def _dtype(model: PreTrainedModel) -> torch.dtype:
+    return torch.float32 if getattr(model, "int8_parameters", 0) else hardware.DTYPES[hardware.precision_for(model)]
 
 
 def _graphed(forward: Callable[..., Any]) -> Callable[..., Any]:

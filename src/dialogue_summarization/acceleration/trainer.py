@@ -138,6 +138,13 @@ class AcceleratedTrainer(SummarizationTrainer):
             self._graphs = StepGraphs(partial(step, model), model)
         return self._graphs(self._prepare_inputs(inputs), num_items_in_batch)
 
+    def costs(self) -> dict[str, float]:
+        """See `SummarizationTrainer`; in fp16 also `skipped_steps`, whose gradients overflowed."""
+        if not self.args.fp16:
+            return super().costs()
+        taken = next(iter(self.optimizer.state.values()))["step"]  # the optimizer counts no step that it skips
+        return super().costs() | {"skipped_steps": self.state.global_step - int(taken)}
+
     # Trainer walks through all modules several times per step. What follows does without.
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -152,6 +159,7 @@ class AcceleratedTrainer(SummarizationTrainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         if self.is_fsdp_enabled:  # sharded weights are others
             return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()  # in fp16
         return torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
 

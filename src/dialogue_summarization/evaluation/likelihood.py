@@ -71,7 +71,7 @@ def log_likelihood(bundle: ModelBundle, dialogue: str, summary: str) -> float:
     batch = bundle.family.collate([bundle.family.encode(dialogue, summary)])
     batch = {name: value.to(bundle.model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
     labels = batch.pop("labels")[0, bundle.family.label_shift :]
-    with autocast():
+    with autocast(bundle.model):
         logits = bundle.model(**batch).logits[0, : len(labels)]
     return -cross_entropy(logits.float(), labels).item()
 

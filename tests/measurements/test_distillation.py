@@ -1,0 +1,45 @@
+"""Averaged weights, choices among draws, and the data set to train on; of tiny runs with real records."""
+
+import pytest
+import torch
+from helpers import tiny_experiment
+from safetensors.torch import load_file
+
+from dialogue_summarization import data, experiments, runs, study
+from measurements import __main__ as command
+from measurements import distillation
+
+DRAWN = ["Ann waits.", "Ben sells a bike.", "Ben sells a red bike."]
+
+
+@pytest.fixture
+def two_runs(tiny_models, tiny_data, tmp_path):
+    experiment = tiny_experiment(tiny_models["llama"], tiny_data)
+    return [study.run(experiment, experiments.method("full"), seed, outputs=tmp_path / "runs") for seed in (0, 1)]
+
+
+def test_a_choice_by_reference_and_one_by_agreement():
+    assert distillation.nearest(DRAWN, "Ann waits for Ben.") == "Ann waits."
+    assert distillation.nearest(DRAWN, "Ben has a red bike.") == "Ben sells a red bike."
+
+
+def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_path, monkeypatch):
+    folders = [str(run.folder) for run in two_runs]
+    assert command.main(["distill", str(tiny_data), str(tmp_path / "out"), *folders]) == 0
+    one, two = (load_file(run.weights / "model.safetensors") for run in two_runs)
+    mean = load_file(tmp_path / "out" / "average" / "model.safetensors")
+    assert list(mean) == list(one) and any(not torch.equal(one[name], two[name]) for name in one)
+    for name, weight in mean.items():
+        torch.testing.assert_close(weight, (one[name] + two[name]) / 2)
+    source = data.load_source(str(tiny_data))
+    for choice in distillation.CHOICES:
+        written = data.load_source(str(tmp_path / "out" / choice))
+        for split in ("validation", "test"):
+            assert written[split]["summaries"] == source[split]["summaries"]
+        assert written["train"]["dialogue"] == source["train"]["dialogue"]
+        for both, [*own] in zip(written["train"]["summaries"], source["train"]["summaries"], strict=True):
+            assert both[:-1] == own and len(both) == len(own) + 1
+    student = experiments.experiment(
+        "quickstart", model=str(tmp_path / "out" / "average"), dataset=str(tmp_path / "out" / "mbr")
+    )
+    assert runs.read(two_runs[0].folder).config.model != student.model

@@ -1,0 +1,60 @@
+"""Losses on passages against transformers' own, and what a model forgets of itself: nothing."""
+
+import pandas as pd
+import pytest
+import torch
+from helpers import tiny_experiment
+
+from dialogue_summarization import experiments, models, study
+from dialogue_summarization.errors import ConfigurationError
+from measurements import __main__ as command
+from measurements import forgetting
+
+TEXTS = ["Ann waits for Ben at the station.", "The train is late again."]
+
+
+def test_the_passages_are_whole_and_none_is_there_twice():
+    passages = pd.read_csv(forgetting.PASSAGES)
+    assert len(passages) == 286 and passages["text"].is_unique and passages["source"].nunique() == 5
+    assert passages["text"].str.split().str.len().between(40, 150).all()
+    assert not passages["text"].str.contains('["“”]').any()
+
+
+def test_a_model_agrees_with_itself_and_its_loss_is_transformers_own(tiny_models, tiny_data):
+    bundle = models.load_model(tiny_experiment(tiny_models["llama"], tiny_data))
+    measured = forgetting.measure(bundle, bundle, TEXTS)
+    assert (measured["agreement"] == 1).all() and measured["divergence"].abs().max() < 1e-6
+    for text, loss, tokens in zip(TEXTS, measured["loss"], measured["tokens"], strict=True):
+        ids = bundle.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        assert loss == pytest.approx(bundle.model(ids, labels=ids).loss.item(), abs=1e-5)
+        assert tokens == ids.shape[1] - 1
+
+
+def test_a_divergence_by_hand(tiny_models, tiny_data):
+    """Of every token a + b where the other gives p and q: the sum of p (log p - log a), in that direction."""
+    bundle, other = (models.load_model(tiny_experiment(tiny_models["llama"], tiny_data)) for _ in range(2))
+    torch.manual_seed(0)
+    for weight in bundle.model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    [row] = forgetting.measure(bundle, other, TEXTS[:1]).to_dict("records")
+    ids = bundle.tokenizer(TEXTS[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ours, theirs = (one.model(ids).logits[0, :-1].double().softmax(-1) for one in (bundle, other))
+    assert row["divergence"] == pytest.approx((theirs * (theirs / ours).log()).sum(-1).mean().item(), rel=1e-3)
+    assert row["agreement"] == pytest.approx((ours.argmax(-1) == theirs.argmax(-1)).double().mean().item())
+
+
+def test_runs_are_measured_beside_the_base(tiny_models, tiny_data, tmp_path, monkeypatch):
+    passages = tmp_path / "passages.csv"
+    pd.DataFrame({"source": "here", "text": TEXTS}).to_csv(passages, index=False)
+    monkeypatch.setattr(forgetting, "PASSAGES", passages)
+    experiment = tiny_experiment(tiny_models["llama"], tiny_data)
+    made = [study.run(experiment, experiments.method(name), outputs=tmp_path) for name in ("full", "lora-balanced")]
+    target = tmp_path / "forgetting.csv"
+    assert command.main(["forgetting", str(target), *(str(run.folder) for run in made)]) == 0
+    table = pd.read_csv(target)
+    assert list(table["run"]) == ["zero-shot"] * 2 + ["full"] * 2 + ["lora-balanced"] * 2
+    assert (table.loc[table["run"] == "zero-shot", "agreement"] == 1).all()
+    assert table.loc[table["run"] == "full", "divergence"].min() > 0
+    with pytest.raises(ConfigurationError, match="does not continue texts"):
+        t5 = models.load_model(tiny_experiment(tiny_models["t5"], tiny_data))
+        forgetting.measure(t5, t5, TEXTS)
