@@ -79,9 +79,6 @@ class EventFiles(TensorBoardCallback):
 class TimedCheckpoint(TrainerCallback):
     """A checkpoint every `SECONDS_BETWEEN_CHECKPOINTS`, besides those at each epoch's end: a kill loses little."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.last = time.monotonic()
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_save |= self.is_due()
 
@@ -90,6 +87,8 @@ class TimedCheckpoint(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
+
+    on_train_begin = on_save
 
 
 class EpochMean(TrainerCallback):

@@ -19,7 +19,7 @@ import pandas as pd
 from .errors import DataError
 from .experiments import SAMPLE_DATA, Experiment
 from .files import SUFFIXES, read_rows, refuse_written_list
-from .hub import advice, go_offline_if_silent
+from .hub import fetch
 from .texts import unify_line_ends, words
 
 SPLITS = ("train", "validation", "test")
@@ -46,19 +46,8 @@ def load_source(source: str) -> datasets.DatasetDict:
         files = {split: _split_file(folder, split) for split in SPLITS}
         return datasets.DatasetDict({split: group_references(read_rows(file), file) for split, file in files.items()})
     if source == SAMPLE_DATA or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise DataError(
-            f"There is no folder {source!r}. Give a folder with train, validation and test, or a Hub id, as owner/name."
-        )
-    reason = go_offline_if_silent()
-    try:
-        raw = datasets.load_dataset(source)
-    except Exception as error:
-        reason = reason or f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        raise DataError(
-            f"The data set {source!r} is not in the cache and could not be loaded from the Hugging Face Hub "
-            f"({reason}). {advice(error, f'datasets/{source}')} Without a network, give a folder with the same files "
-            f"(--dataset PATH), or run the experiment quickstart, which needs none."
-        ) from error
+        raise DataError(f"There is no folder {source!r}: give one with train, validation and test, or a Hub id.")
+    raw = fetch(datasets.load_dataset, source, "dataset", DataError)
     if missing := [split for split in SPLITS if split not in raw]:
         raise DataError(f"{source}: there is no split {missing[0]!r}, only {', '.join(raw)}.")
     return datasets.DatasetDict(
@@ -77,11 +66,10 @@ def _split_file(folder: Path, split: str) -> Path:
 def group_references(
     rows: list[dict[str, object]], where: str | Path, *, leave_out_empty: bool = False
 ) -> datasets.Dataset:
-    """Check rows, and make one of those with the same dialogue; columns as `load` has them.
+    """Check a source's rows, and make one of those with the same dialogue; columns as `load` has them.
 
-    Rows have `id`, `dialogue`, `summary` (a text or a list of texts) and perhaps `topic`; `where` names their file.
-    `leave_out_empty` leaves out rows without a dialogue or without a summary, and counts them in `info.description`.
-    Raises `DataError` where a column is missing, a value cannot be used, or an id is there twice.
+    `where` names their file. `leave_out_empty` leaves out rows without a dialogue or a summary, and counts them in
+    `info.description`. Raises `DataError` where a column is missing, a value cannot be used, or an id is there twice.
     """
     first_row: dict[str, int] = {}  # by id
     grouped: dict[str, dict] = {}  # by dialogue
@@ -90,20 +78,21 @@ def group_references(
         if leave_out_empty and any(_is_empty(row[column]) for column in ("dialogue", "summary") if column in row):
             left_out += 1
             continue
+        place = f"{where}, row {number}"
         for column in ("id", "dialogue", "summary"):
             if row.get(column) is None:
                 present = ", ".join(str(name) for name in row if row[name] is not None)
-                raise DataError(f"{where}, row {number}: column {column!r} is missing. The row has: {present}.")
-        identifier = str(row["id"]) if type(row["id"]) is int else _checked(row["id"], where, number, "id")
+                raise DataError(f"{place}: column {column!r} is missing. The row has: {present}.")
+        identifier = str(row["id"]) if type(row["id"]) is int else _checked(row["id"], f"{place}, column 'id'")
         if identifier in first_row:
-            raise DataError(f"{where}, row {number}: id {identifier!r} already stands in row {first_row[identifier]}.")
+            raise DataError(f"{place}: id {identifier!r} already stands in row {first_row[identifier]}.")
         first_row[identifier] = number
-        dialogue = _checked(row["dialogue"], where, number, "dialogue")
+        dialogue = _checked(row["dialogue"], f"{place}, column 'dialogue'")
         summaries = row["summary"] if isinstance(row["summary"], list) else [row["summary"]]
         if not summaries:
-            raise DataError(f"{where}, row {number}, column 'summary': the list is empty.")
-        summaries = [_checked(summary, where, number, "summary") for summary in summaries]
-        topic = _checked(str(row["topic"]), where, number, "topic") if str(row.get("topic") or "").strip() else ""
+            raise DataError(f"{place}, column 'summary': the list is empty.")
+        summaries = [_checked(summary, f"{place}, column 'summary'") for summary in summaries]
+        topic = _checked(str(row["topic"]), f"{place}, column 'topic'") if str(row.get("topic") or "").strip() else ""
         entry = grouped.setdefault(dialogue, {"summaries": [], "topic": topic, "row_ids": [], "row_numbers": []})
         entry["summaries"] += summaries
         entry["row_ids"] += [identifier] * len(summaries)
@@ -124,14 +113,14 @@ def _is_empty(value: object) -> bool:
     return not any(str(text).strip() for text in texts if text is not None)
 
 
-def _checked(value: object, where: str | Path, number: int, column: str) -> str:
+def _checked(value: object, place: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}, row {number}, column {column!r}: text expected, not {type(value).__name__}.")
+        raise DataError(f"{place}: text expected, not {type(value).__name__}.")
     if not value.strip():
-        raise DataError(f"{where}, row {number}, column {column!r}: empty. Fill it in or leave the row out.")
+        raise DataError(f"{place}: empty. Fill it in or leave the row out.")
     if re.search("[\ufffd\x00\ud800-\udfff]", value):  # the last are surrogates, which JSON can spell
-        raise DataError(f"{where}, row {number}, column {column!r}: damaged characters. Save the file as UTF-8.")
-    refuse_written_list(value, f"{where}, row {number}, column {column!r}")
+        raise DataError(f"{place}: damaged characters. Save the file as UTF-8.")
+    refuse_written_list(value, place)
     return unify_line_ends(value).strip()
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, that a kill or a copy has cut short, that one process has to itself."""
+"""Files that are written whole or not at all, that are cut short, that one process has to itself."""
 
 import contextlib
 import csv
@@ -16,9 +16,7 @@ import safetensors
 
 from .errors import UserError
 
-# Data-loading workers inherit the lock of a process that was killed; they notice within 5 s (torch's
-# MP_STATUS_CHECK_INTERVAL).
-_LOCK_SECONDS = 6.0
+_LOCK_SECONDS = 6.0  # data-loading workers inherit a killed process's lock; they notice within 5 s
 
 
 def to_json(content: Mapping[str, object], indent: int | None = None) -> str:
@@ -95,10 +93,8 @@ def lock_run(tmp_dir: Path) -> filelock.BaseFileLock | None:
     try:
         return lock.acquire().lock
     except filelock.Timeout:
-        raise UserError(
-            f"Another process is making the run in {tmp_dir}. Wait until it is done; of a notebook that was "
-            f"interrupted, shut the kernel down. Then the same command resumes."
-        ) from None
+        remedy = "Wait until it is done; of an interrupted notebook, shut the kernel down. The same command resumes."
+        raise UserError(f"Another process is making the run in {tmp_dir}. {remedy}") from None
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()

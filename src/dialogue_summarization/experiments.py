@@ -69,8 +69,8 @@ class Method:
     @property
     def options(self) -> dict[str, object]:
         """What changes the result besides PEFT's configuration and the settings, for the record."""
-        options = {name: getattr(self, name) for name in ("loraplus_ratio", "last_blocks", "quantization")}
-        return {name: value for name, value in options.items() if value is not None}
+        names = ("loraplus_ratio", "last_blocks", "quantization")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def lora(rank: int, targets: tuple[str, ...], **changes: object) -> dict[str, object]:

@@ -42,10 +42,8 @@ def read_rows(path: Path) -> list[dict[str, object]]:
 def refuse_written_list(text: str, where: str) -> None:
     """Raise `DataError` for a list that was written as text, as pandas writes one into a cell; `where` names it."""
     if _WRITTEN_LIST.fullmatch(text):
-        raise DataError(
-            f"{where}: a list written as text ({text.strip()[:30]} ...). Turns are lines of one text; several "
-            f"summaries are rows, or a list in JSON lines."
-        )
+        remedy = "Turns are lines of one text; several summaries are rows, or a list in JSON lines."
+        raise DataError(f"{where}: a list written as text ({text.strip()[:30]} ...). {remedy}")
 
 
 def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
@@ -83,18 +81,13 @@ def _refuse_swallowed_rows(row: dict[str, object], delimiter: str, where: str) -
     That is what an unclosed quote leaves, where a later row has a quote too many. Behind a comma in a text is a space.
     """
     first = next(iter(row.values())) or ""
-    shape = re.sub(r"\d+|[^\W\d_]+|[\W_]", _alike, first)
+    shape = re.sub(r"[^\W\d_]+", r"[^\\W\\d_]+", re.escape(first))  # other letters, then other digits
+    shape = re.sub(r"\d+", r"\\d+", shape)
     row_start = re.compile(rf"[\r\n]({shape}{re.escape(delimiter)}[^\s\d].*)")
     for column, value in row.items():
         if re.search(r"\s", first) is None and (found := row_start.search(value or "")):
-            raise DataError(
-                f"{where}, column {column!r}: a line in it looks like another row ({found[1][:30]}): is a quote not "
-                f"closed? If the line is meant, save the file as JSON lines."
-            )
-
-
-def _alike(part: re.Match) -> str:
-    return r"\d+" if part[0].isdecimal() else r"[^\W\d_]+" if part[0].isalpha() else re.escape(part[0])
+            remedy = "Close the quote, or if that is meant, save the file as JSON lines."
+            raise DataError(f"{where}, column {column!r}: a line looks like another row ({found[1][:30]}). {remedy}")
 
 
 def _json_rows(text: str, path: Path) -> list[dict[str, object]]:

@@ -22,6 +22,7 @@ from .errors import NotEnoughMemory
 
 GIB = 1 << 30
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FP16_MODELS = ("llama", "mistral")  # SmolLM2 learns as well in fp16; the others overflow, or were not tried
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _CPU_ONLY = os.environ.get("STUDY_DEVICE") == "cpu"  # `study --device cpu`
 if _CPU_ONLY:
@@ -41,9 +42,9 @@ def precision() -> str:
 
 
 def precision_for(model: torch.nn.Module) -> str:
-    """`precision`; but `fp32` in place of fp16 for encoder-decoder models: T5 overflows (transformers issue 14189)."""
+    """`precision`; but fp16 for the architectures in `FP16_MODELS` alone: T5 overflows (transformers issue 14189)."""
     name = precision()
-    return "fp32" if name == "fp16" and model.config.is_encoder_decoder else name
+    return "fp32" if name == "fp16" and model.config.model_type not in FP16_MODELS else name
 
 
 def precision_and_reason() -> tuple[str, str]:
@@ -53,7 +54,7 @@ def precision_and_reason() -> tuple[str, str]:
         major, minor = torch.cuda.get_device_capability()
         name = "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
         reason = f"compute capability {major}.{minor}; bf16 needs 8.0 (Ampere) or newer"
-        return name, reason + ("; T5 and other encoder-decoder models in fp32" if name == "fp16" else "")
+        return name, reason + ("; only Llama and Mistral models use fp16" if name == "fp16" else "")
     if kind == "mps":
         return "fp32", "an Apple GPU"
     # AMD since Zen 4 and Intel's servers, through oneDNN, which would emulate bf16 on other CPUs.
@@ -83,15 +84,17 @@ def free_memory() -> int:
 
 def require_memory(folder: str | Path) -> None:
     """Stop before loading weights that cannot fit: raise `NotEnoughMemory`."""
-    needed, free = 0, free_memory()
+    needed = 0
     for path in Path(folder).glob("*.safetensors"):
         with safetensors.safe_open(path, "pt") as file:
             needed += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    remedy = "close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GB"
+    _require(needed, free_memory(), f"The model in {folder}", f"here: {remedy}")
+
+
+def _require(needed: int, free: int, what: str, remedy: str) -> None:
     if needed > free:
-        raise NotEnoughMemory(
-            f"The model in {folder} takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free here. "
-            f"Close other programs and notebooks' kernels, or take a smaller model: quickstart needs about 5 GB."
-        )
+        raise NotEnoughMemory(f"{what} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free {remedy}.")
 
 
 def require_room(trained: int, folder: Path, copies: int) -> None:
@@ -100,15 +103,13 @@ def require_room(trained: int, folder: Path, copies: int) -> None:
     `copies` of the trained weights go to `folder`, where some may be already. Raises `NotEnoughMemory`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    disk = 4 * trained * copies, shutil.disk_usage(folder).free + there, f"in {folder}; name another (--outputs)"
-    memory = 12 * trained, free_memory(), "in memory; close other programs and notebooks' kernels"
-    for needed, free, where in (disk, *([memory] if device().type == "cpu" else [])):
-        if needed > free:
-            raise NotEnoughMemory(
-                f"Training takes {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free {where}, or train an "
-                f"adapter (lora-balanced) or a smaller model."
-            )
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # of an earlier sitting
+    less = "or train an adapter (lora-balanced) or a smaller model"
+    free_disk = shutil.disk_usage(folder).free + there
+    _require(4 * trained * copies, free_disk, "Training", f"in {folder}: name another (--outputs), {less}")
+    if device().type == "cpu":
+        remedy = f"in memory: close other programs and notebooks' kernels, {less}"
+        _require(12 * trained, free_memory(), "Training", remedy)
 
 
 def keep_freed_memory() -> None:
@@ -169,9 +170,7 @@ def _gpu_joules() -> float | None:
 
         pynvml.nvmlInit()
         # By UUID: with CUDA_VISIBLE_DEVICES, CUDA's numbers are not the library's.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(
-            f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        )
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device()).uuid}")
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
     except Exception:
         return None

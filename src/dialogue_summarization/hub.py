@@ -1,16 +1,32 @@
-"""Whether the Hugging Face Hub answers, asked once and briefly, and what to do about what it answers.
-
-Its client retries a silent server for minutes.
-"""
+"""What the Hugging Face Hub has, and what to do where it does not give it. Its client retries for minutes."""
 
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import datasets
 from huggingface_hub import constants, get_session
 
+from .errors import UserError
+
 TIMEOUT_SECONDS = 5.0
 SOCKS = "a SOCKS proxy is set, which takes a package: `uv pip install socksio`, or unset ALL_PROXY and HTTPS_PROXY"
+
+
+def fetch(load: Callable[[str], Any], name: str, kind: str, error_class: type[UserError]) -> Any:
+    """What `load` gets by a name from the cache or the Hub: a `kind` "model" or "dataset". Raises `error_class`."""
+    reason = go_offline_if_silent()
+    try:
+        return load(name)
+    except Exception as error:
+        reason = reason or f"{type(error).__name__}: {str(error)[:200]}".splitlines()[0]
+        page = name if kind == "model" else f"datasets/{name}"
+        raise error_class(
+            f"The {kind} {name!r} is not in the cache and could not be fetched from the Hugging Face Hub ({reason}). "
+            f"{advice(error, page)} Without a network, give a folder with its files (--{kind} PATH), or run the "
+            f"experiment quickstart, which needs none."
+        ) from error
 
 
 def go_offline_if_silent() -> str | None:

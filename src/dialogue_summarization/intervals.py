@@ -22,8 +22,7 @@ def interval(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) ->
     """
     if np.shape(scores)[-1] < 2:
         return np.nan, np.nan
-    low, high = np.percentile(resampled_means(scores, resamples=resamples, seed=seed), [2.5, 97.5])
-    return float(low), float(high)
+    return tuple(np.percentile(resampled_means(scores, resamples=resamples, seed=seed), [2.5, 97.5]).tolist())
 
 
 def mean_with_interval(scores: ArrayLike) -> tuple[float, tuple[float, float]]:
@@ -59,9 +58,7 @@ def resample_counts(dialogues: int, resamples: int, seed: int) -> tuple[np.ndarr
     generator, blocks = np.random.default_rng(seed), []
     step = max(1, _DRAWS_AT_ONCE // dialogues)
     for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        drawn = generator.integers(dialogues, size=(size, dialogues), dtype=np.int32)
-        own_range = dialogues * np.arange(size, dtype=np.int32)[:, None]  # one range of numbers per resample
-        counts = np.bincount((drawn + own_range).ravel(), minlength=size * dialogues).reshape(size, dialogues)
+        drawn = generator.integers(dialogues, size=(min(step, resamples - start), dialogues), dtype=np.int32)
+        counts = np.stack([np.bincount(row, minlength=dialogues) for row in drawn])
         blocks.append(counts.astype(np.min_scalar_type(counts.max())))
     return tuple(blocks)

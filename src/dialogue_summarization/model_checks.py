@@ -19,11 +19,10 @@ def require_model(folder: Path) -> None:
         base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
         merged = "a folder with the adapter merged into it (`study export RUN FOLDER --merge`)"
         raise ModelError(f"{folder} holds an adapter, not a whole model. Name its base, {base}, or {merged}.")
-    config = _read(folder / "config.json")
-    if not (folder / "config.json").exists() or (config and "model_type" not in config):
+    if "model_type" not in _read(folder / "config.json"):
         inside = ", ".join(sorted({path.parent.name for path in folder.glob("*/*config.json")}))
         hint = f" Name a folder in it: {inside}." if inside else ""
-        raise ModelError(f"{folder} holds no model: config.json is missing, or not a model's.{hint}")
+        raise ModelError(f"{folder} holds no model: config.json is missing, damaged or not a model's.{hint}")
 
 
 def require_tokenizer(folder: Path) -> None:
@@ -50,18 +49,15 @@ def require_own_tokenizer(
         wrong = f"ends texts with token {tokenizer.eos_token_id}, the model with {', '.join(map(str, ends))}"
     else:
         return
-    raise ModelError(
-        f"The tokenizer in {folder} is incomplete or another model's: it {wrong}. Copy its own: {_TOKENIZER}."
-    )
+    raise ModelError(f"The tokenizer in {folder} is incomplete or another's: it {wrong}. Copy its own: {_TOKENIZER}.")
 
 
 def require_known_script(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
     """Raise `DataError` where a tokenizer does not know the script of texts."""
     if texts and (known := _known_part(tokenizer, texts)) < _LEAST_KNOWN:
-        raise DataError(
-            f"The model's tokenizer knows {known:.0%} of the characters in the texts, which begin {texts[0][:40]!r}. "
-            f"Take a model for their script: Qwen's and SmolLM2's know every character."
-        )
+        what = f"{known:.0%} of the characters in the texts, which begin {texts[0][:40]!r}"
+        remedy = "Take a model for their script: Qwen's and SmolLM2's know every character."
+        raise DataError(f"The model's tokenizer knows {what}. {remedy}")
 
 
 def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
@@ -74,7 +70,7 @@ def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> flo
 
 
 def _read(path: Path) -> dict:
-    """A JSON file's content; nothing where there is no such file, or it is damaged, which loading it will say."""
+    """A JSON file's content; nothing where there is no such file, or it is damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +20,7 @@ from . import digests, hardware, packaged
 from .disk import find_corrupt_file
 from .errors import ModelError
 from .experiments import PACKAGED_MODEL, Experiment, Method
-from .hub import advice, go_offline_if_silent
+from .hub import fetch
 from .model_checks import require_model, require_own_tokenizer, require_tokenizer
 from .tokenization import Family, family_of
 
@@ -45,6 +45,7 @@ _NAMES = {
     "qwen3": (*_LLAMA, f"{_LLAMA_NORMS} q_norm k_norm"),
 }
 TARGET_MODULES = {model_type: dict(zip(MODULES, names, strict=True)) for model_type, names in _NAMES.items()}
+_KNOWN = ", ".join(TARGET_MODULES)
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ def load_tokenizer(path: str, experiment: Experiment) -> tuple[PreTrainedTokeniz
     with _naming_damage(folder):
         config = AutoConfig.from_pretrained(path)
         if config.model_type not in TARGET_MODULES:
-            known = ", ".join(TARGET_MODULES)
-            raise ModelError(f"{path} is a {config.model_type!r} model; the architectures known here are {known}.")
+            raise ModelError(f"{path} is a {config.model_type!r} model; the architectures known here are {_KNOWN}.")
         require_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(path)
     require_own_tokenizer(folder, config, tokenizer, experiment.prompt)
@@ -131,10 +131,8 @@ def _naming_damage(*folders: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         corrupt = next(filter(None, map(find_corrupt_file, folders)), folders[0])
-        raise ModelError(
-            f"{corrupt} cannot be loaded ({error}). Fetch or copy it anew; "
-            f"remove a run's folder to train it again. Weights must be safetensors: pickled ones could run code."
-        ) from error
+        remedy = "Fetch or copy it anew; remove a run's folder to train it again. Weights must be safetensors."
+        raise ModelError(f"{corrupt} cannot be loaded ({error}). {remedy}") from error
 
 
 def local_snapshot(model: str) -> str:
@@ -156,16 +154,8 @@ def local_snapshot(model: str) -> str:
 
 @lru_cache  # once per process: the Hub is asked, and waited for, at every call otherwise
 def _fetched(model: str) -> str:
-    reason = go_offline_if_silent()
-    try:
-        return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-    except Exception as error:
-        raise ModelError(
-            f"The model {model!r} is not in the cache and could not be fetched from the Hugging Face Hub "
-            f"({reason or type(error).__name__}). {advice(error, model)} Without a network, run the experiment "
-            f"quickstart, whose model is packaged, or give a folder that holds the model's config.json, tokenizer and "
-            f"safetensors (--model PATH)."
-        ) from error
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    return fetch(partial(snapshot_download, allow_patterns=patterns), model, "model", ModelError)
 
 
 def fingerprint(model: str) -> str:
@@ -176,10 +166,7 @@ def fingerprint(model: str) -> str:
 
 
 def apply_method(model: PreTrainedModel, method: Method) -> PreTrainedModel | peft.PeftModel:
-    """The model as a method trains it: with a fresh adapter around it, with most parameters frozen, or as it is.
-
-    Raises `ModelError` where PEFT or `TARGET_MODULES` does not know the method for this architecture.
-    """
+    """The model as a method trains it: in a fresh adapter, mostly frozen, or as it is. Raises `ModelError`."""
     if method.peft is None and not method.last_blocks:
         return model
     try:
@@ -202,8 +189,7 @@ def peft_config(method: Method, config: PretrainedConfig) -> peft.PeftConfig:
 def target_modules(names: Sequence[str], model_type: str) -> list[str]:
     """An architecture's module names for generic ones, those of `MODULES`. Raises `ModelError`."""
     if model_type not in TARGET_MODULES:
-        known = ", ".join(TARGET_MODULES)
-        raise ModelError(f"No target modules are known for {model_type!r}, only for {known}: see TARGET_MODULES.")
+        raise ModelError(f"No target modules are known for {model_type!r}, only for {_KNOWN}: see TARGET_MODULES.")
     return [module for name in names for module in TARGET_MODULES[model_type][name].split()]
 
 
@@ -225,8 +211,7 @@ def base_model(model: torch.nn.Module) -> PreTrainedModel:
 def save(bundle: ModelBundle, folder: Path, base: str, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """Write a model, or its adapter alone, as safetensors, with its tokenizer: whole, or not at all.
 
-    `base` is what an adapter's files call the model it belongs to; `state_dict` holds all weights, where the model in
-    this process has only a part of them.
+    `base` is what an adapter's files call its model; `state_dict` has all weights where the model has a part of them.
     """
     for config in getattr(bundle.model, "peft_config", {}).values():
         config.base_model_name_or_path = base

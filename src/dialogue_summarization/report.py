@@ -79,25 +79,17 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
 
 def signature(test: datasets.Dataset) -> str:
     """How scores were computed, in one line, as sacrebleu's signatures do (Post 2018)."""
-    counts = sorted({len(references) for references in test["summaries"]})
+    counts = "-".join(map(str, sorted({len(references) for references in test["summaries"]})))
     words = "|tok:unicode" if has_other_letters(chain.from_iterable(test["summaries"])) else ""
-    return (
-        f"rouge_score:{importlib.metadata.version('rouge-score')}|stem:yes{words}|refs:mean{'-'.join(map(str, counts))}"
-        f"|lsum:sentences|n:{len(test)}|bs:10000|seed:0"
-    )
+    version = importlib.metadata.version("rouge-score")
+    return f"rouge_score:{version}|stem:yes{words}|refs:mean{counts}|lsum:sentences|n:{len(test)}|bs:10000|seed:0"
 
 
 def predictions(run: Run, test: datasets.Dataset) -> list[str]:
-    """A run's summaries, in the order of the test dialogues.
-
-    Raises:
-        DataError: The record's summaries are not those of these dialogues.
-    """
+    """A run's summaries, in the order of the test dialogues. Raises `DataError` where they are of other dialogues."""
     if list(run.predictions["id"]) != list(test["id"]):
-        raise DataError(
-            f"{run.folder}: its {len(run.predictions)} summaries are not of these {len(test)} test dialogues. "
-            f"Was the run made with another data set or limit?"
-        )
+        what = f"its {len(run.predictions)} summaries are not of these {len(test)} test dialogues"
+        raise DataError(f"{run.folder}: {what}. Was the run made with another data set or limit?")
     require_data(run, {"test": test})
     return list(run.predictions["prediction"])
 

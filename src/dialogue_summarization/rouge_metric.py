@@ -16,14 +16,9 @@ class Rouge(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries",
-            features=[
-                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-                datasets.Features({"predictions": text, "references": text}),
-            ],
-        )
+        forms = (datasets.Sequence(text), text)
+        features = [datasets.Features({"predictions": text, "references": form}) for form in forms]
+        return evaluate.MetricInfo(description=__doc__, citation="Lin 2004, W04-1013", features=features)
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
         several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]

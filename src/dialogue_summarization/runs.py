@@ -4,7 +4,6 @@ What was asked (`config.json`), what was measured (`metrics.json`, `predictions.
 and where (`environment.json`) are apart from one another.
 """
 
-import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -30,7 +29,8 @@ from .rouge import TYPES
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "rouge-score")
 # What a run is called changes nothing in its result; `data_fingerprint` is of all splits.
 _NOT_IN_KEY = ("experiment", "method", "model", "dataset", "split_fingerprints")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a text begins that a spreadsheet would compute
+# How a text begins that a spreadsheet would compute: owasp.org/www-community/attacks/CSV_Injection.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,9 @@ def collect(experiment: str, outputs: str | Path = OUTPUTS) -> list[Run]:
     for root in (Path(outputs) / experiment, OUTPUTS / "reference" / experiment):
         folders = [path.parent for path in root.glob("*/seed-*/metrics.json")]
         if found := [read(folder) for folder in folders if "." not in folder.name]:  # a dot: an unfinished run's
-            return sorted(found, key=_order)
+            order = {name: number for number, name in enumerate(METHODS)}  # further methods behind these
+            return sorted(found, key=lambda run: (order.get(run.name, len(order)), run.name, run.config.seed))
     return []
-
-
-def _order(run: Run) -> tuple[int, str, int]:
-    names = list(METHODS)
-    return (names.index(run.name) if run.name in names else len(names), run.name, run.config.seed)
 
 
 def read(folder: Path) -> Run:
@@ -140,9 +136,7 @@ def read(folder: Path) -> Run:
             log=pd.read_csv(log) if log.exists() else pd.DataFrame(),
         )
     except (OSError, ValueError, KeyError) as error:  # pandas' own errors and ours are ValueErrors
-        raise RecordError(
-            f"The record in {folder} cannot be read ({error}). Move the folder away and run again."
-        ) from None
+        raise RecordError(f"The record in {folder} cannot be read ({error}). Move its folder away.") from None
 
 
 def require_data(run: Run, splits: Mapping[str, datasets.Dataset]) -> None:
@@ -154,10 +148,8 @@ def require_data(run: Run, splits: Mapping[str, datasets.Dataset]) -> None:
     changed = [name for name, rows in splits.items() if known and known[name] != fingerprint({name: rows})]
     if changed or (not known and len(splits) == len(SPLITS) and fingerprint(splits) != run.config.data_fingerprint):
         which = f" (changed: {', '.join(changed)})" if changed else ""
-        raise DataError(
-            f"This is not the data that {run.folder} was made with{which}. Name that (--dataset) or make the run anew. "
-            f"Its summaries are scored against any data as a file: predictions.csv in its folder."
-        )
+        remedy = "Name that (--dataset) or make the run anew. Its predictions.csv is scored against any data."
+        raise DataError(f"This is not the data that {run.folder} was made with{which}. {remedy}")
 
 
 def load_data(run: Run, source: str) -> datasets.DatasetDict:
@@ -176,10 +168,10 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def read_config(path: Path) -> RunConfig:
     """What a record's run was asked for. Raises `RecordError` where keys are unknown or missing."""
-    content = {"options": {}, "split_fingerprints": {}} | read_json(path)
-    if odd := {entry.name for entry in dataclasses.fields(RunConfig)}.symmetric_difference(content):
-        raise RecordError(f"{path}: unknown or missing keys {', '.join(sorted(odd))}. Move its folder away.")
-    return RunConfig(**content)
+    try:
+        return RunConfig(**read_json(path))
+    except TypeError as error:
+        raise RecordError(f"{path}: unknown or missing keys ({error}). Move its folder away.") from None
 
 
 def read_json(path: Path) -> dict:

@@ -56,8 +56,6 @@ def prepare(
         require_time(experiment, method, prepared.config.dialogues)
         lock = lock_run(prepared.tmp_dir)
         prepared.restore_kept_files()
-        if prepared.owns_files() and (prepared.tmp_dir / "metrics.json").exists():
-            prepared.move_into_place()  # killed just before it
         record = prepared.finished_record()  # perhaps made by another process meanwhile
     if record and not force:
         unlock(lock)
@@ -85,19 +83,15 @@ def require_time(experiment: Experiment, method: Method, dialogues: Mapping[str,
     seconds += scale * 1.3 * settings.epochs * dialogues["train"] if settings else 0
     if seconds > MOST_SECONDS:
         hours = f"{seconds / 3600:.0f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-        raise ConfigurationError(
-            f"{experiment.name}, {method.name}: about {hours} on this CPU. To start it: --yes, or in a "
-            f'notebook os.environ["STUDY_YES"] = "1". Shorter: --limit 64 (LIMIT = 64), or a machine with a GPU.'
-        )
+        start = 'To start it: --yes, or in a notebook os.environ["STUDY_YES"] = "1". Shorter: --limit 64 (LIMIT = 64).'
+        raise ConfigurationError(f"{experiment.name}, {method.name}: about {hours} on this CPU. {start}")
 
 
 def plan_run(experiment: Experiment, method: Method, seed: int, outputs: str | Path) -> PreparedRun:
     """The run that is asked for, with its data, whatever there is of it."""
     splits, method = data.load(experiment), experiment.adapted(method)
-    config = make_config(experiment, method, seed, splits)
-    return PreparedRun(
-        experiment, method, splits, config, Path(outputs) / experiment.name / method.name / f"seed-{seed}"
-    )
+    folder = Path(outputs) / experiment.name / method.name / f"seed-{seed}"
+    return PreparedRun(experiment, method, splits, make_config(experiment, method, seed, splits), folder)
 
 
 def make_config(
@@ -138,10 +132,7 @@ def make_trainer(
     overrides: Mapping[str, object] | None = None,
     **options: object,
 ) -> SummarizationTrainer:
-    """The trainer of a run's model, freshly loaded, which chooses its checkpoint by `validation`.
-
-    `overrides` are further arguments of `TrainingArguments`, `options` of the trainer's class.
-    """
+    """The trainer of a run's fresh model; `overrides` are further `TrainingArguments`, `options` its class's."""
     seed, settings = prepared.config.seed, prepared.settings
     bundle = models.load_model(prepared.experiment, quantization=prepared.method.quantization)
     overrides = {"fp16": hardware.precision_for(bundle.model) == "fp16"} | dict(overrides or {})
@@ -183,10 +174,7 @@ def record(
     meter: hardware.Meter,
     environment: dict[str, object],
 ) -> runs.Run:
-    """Score the test summaries, one per dialogue, and write the run's record: whole, or not at all.
-
-    `meter` says what generating them took, `environment` is as `runs.environment` gives it.
-    """
+    """Score the test summaries, whose generation `meter` measured, and write the run's record: whole, or not at all."""
     test, tmp_dir, method = prepared.splits["test"], prepared.tmp_dir, prepared.method
     scores = score_dialogues(texts, test["summaries"]).set_index(pd.Index(test["id"], name="id"))
     metrics = {name: round(float(value), 6) for name, value in scores.mean().items()}
@@ -212,10 +200,7 @@ def record(
 
 
 def load_run(run: runs.Run) -> models.ModelBundle:
-    """The model of a finished run, on the device, ready to generate.
-
-    Raises `ConfigurationError` where its weights are not there, as those of most committed records.
-    """
+    """The model of a finished run, on the device. Raises `ConfigurationError` where its weights are not there."""
     if run.weights is None and run.config.settings is not None:
         raise ConfigurationError(f"{run.folder} has no weights: `study {run.config.experiment}` makes them.")
     quantization = run.config.options.get("quantization")

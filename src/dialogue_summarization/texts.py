@@ -36,10 +36,7 @@ def spaced(text: str) -> str:
 
 
 def words(text: str, within: str = "") -> list[str]:
-    """Lower-case runs of letters with their marks, of digits, and of the characters `within`.
-
-    In scripts without spaces each character is a word.
-    """
+    """Lower-case runs of letters with their marks, digits and `within`; without spaces, as in Thai, characters."""
     text = composed(text).lower()
     if text.isascii():
         return re.findall(f"[a-z0-9{within}]+", text)

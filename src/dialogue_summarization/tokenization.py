@@ -1,8 +1,7 @@
 """The two families of models: all that differs between encoder-decoder and decoder-only models is here.
 
 An encoder-decoder model (T5, BART) reads the prompt in its encoder and generates the summary with its decoder. A
-decoder-only model (SmolLM2, Llama) continues the prompt: prompt and summary are one sequence, and the loss is on the
-summary alone.
+decoder-only model (SmolLM2, Llama) continues the prompt: they are one sequence, with the loss on the summary alone.
 """
 
 import math
@@ -56,7 +55,6 @@ class Family:
 
         A row has `input_ids` (the prompt), `labels` (the summary and the end token, where summaries are given),
         `length` in tokens by which batches are grouped, and `truncated`: whether the dialogue lost its end to fit.
-        Line ends of any system are read alike, and what looks like a control token in a text is read as text.
         Raises `ConfigurationError` where `max_prompt_tokens` leaves no room for a dialogue, `DataError` where a summary
         is longer than the model has positions, or the tokenizer does not know the texts' script.
         """
@@ -68,9 +66,16 @@ class Family:
             is_long = len(ids) > self.max_prompt_tokens
             kept = self._truncate(dialogue, len(ids)) if is_long else ids
             rows.append({"input_ids": kept, "truncated": is_long, "length": len(kept)})
-        if summaries:
-            self._add_labels(rows, summaries)
-            self._require_positions(rows, summaries)
+        if not summaries:
+            return rows
+        room = (self.positions or math.inf) - VIRTUAL_TOKENS
+        for row, summary, labels in zip(rows, summaries, self._encode_summaries(summaries), strict=True):
+            row["labels"] = labels
+            row["length"] += self.label_shift * len(labels)  # decoder-only: they come behind the prompt
+            length = self.label_shift * len(row["input_ids"]) + len(labels)
+            if length > room:
+                said = f"the summary that begins {summary[:60]!r} takes {length:,}: shorten it, or leave its row out"
+                raise DataError(f"The model has positions for {room:,} tokens, and {said}.")
         return rows
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,16 +90,13 @@ class Family:
         """The summary's tokens (batch, new tokens) in what `generate` returned for prompts of that padded length."""
         raise NotImplementedError
 
-    def _add_labels(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
+    def _encode_summaries(self, summaries: Sequence[str]) -> list[list[int]]:
         raise NotImplementedError
 
-    def _require_positions(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
-        room = (self.positions or math.inf) - VIRTUAL_TOKENS
-        for row, summary in zip(rows, summaries, strict=True):
-            length = len(row["labels"]) + self.label_shift * len(row["input_ids"])  # decoder-only: behind the prompt
-            if length > room:
-                said = f"the summary that begins {summary[:60]!r} takes {length:,}: shorten it, or leave its row out"
-                raise DataError(f"The model has positions for {room:,} tokens, and {said}.")
+    def _inputs(self, sequences: list[list[int]], side: str) -> dict[str, torch.Tensor]:
+        mask = [[1] * len(sequence) for sequence in sequences]
+        ids = _pad(sequences, self.tokenizer.pad_token_id, side)
+        return {"input_ids": ids, "attention_mask": _pad(mask, 0, side)}
 
     @cached_property
     def _prompt_affixes(self) -> tuple[str, str]:
@@ -135,12 +137,10 @@ class EncoderDecoder(Family):
 
         They are made here and not by the model, since Trainer takes the labels away when it is given a loss function.
         """
-        pad_id = self.tokenizer.pad_token_id
-        prompts = [row["input_ids"] for row in rows]
-        batch = {"input_ids": _pad(prompts, pad_id, "right"), "attention_mask": _mask(prompts, "right")}
+        batch = self._inputs([row["input_ids"] for row in rows], "right")
         if "labels" in rows[0]:
             decoder_inputs, labels = self.decoder_inputs_and_labels(rows)
-            batch["decoder_input_ids"] = _pad(decoder_inputs, pad_id, "right")
+            batch["decoder_input_ids"] = _pad(decoder_inputs, self.tokenizer.pad_token_id, "right")
             batch["labels"] = _pad(labels, IGNORE_INDEX, "right")
             batch["use_cache"] = False  # of no use in training
         return batch
@@ -154,9 +154,8 @@ class EncoderDecoder(Family):
         """See `Family`. The decoder's output is the summary."""
         return output_ids
 
-    def _add_labels(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
-        for row, labels in zip(rows, self._encoder.encode(summaries), strict=True):
-            row["labels"] = labels
+    def _encode_summaries(self, summaries: Sequence[str]) -> list[list[int]]:
+        return self._encoder.encode(summaries)
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,7 @@ class DecoderOnly(Family):
         """
         labels = [row.get("labels", []) for row in rows]
         sequences = [[*row["input_ids"], *ids] for row, ids in zip(rows, labels, strict=True)]
-        batch = {
-            "input_ids": _pad(sequences, self.tokenizer.pad_token_id, "left"),
-            "attention_mask": _mask(sequences, "left"),
-        }
+        batch = self._inputs(sequences, "left")
         batch["position_ids"] = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         if "labels" in rows[0]:
             batch["labels"] = _pad([[IGNORE_INDEX, *ids] for ids in labels], IGNORE_INDEX, "left")
@@ -190,11 +186,9 @@ class DecoderOnly(Family):
         """See `Family`. The output repeats the prompt."""
         return output_ids[:, prompt_length:]
 
-    def _add_labels(self, rows: list[dict[str, Any]], summaries: Sequence[str]) -> None:
+    def _encode_summaries(self, summaries: Sequence[str]) -> list[list[int]]:
         texts = [summary if self.tokenizer.chat_template else f" {summary}" for summary in summaries]
-        for row, labels in zip(rows, self._encoder.encode(texts, special_tokens=False), strict=True):
-            row["labels"] = [*labels, self.tokenizer.eos_token_id]
-            row["length"] += len(row["labels"])
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self._encoder.encode(texts, special_tokens=False)]
 
     def _wrapped_prompt(self, text: str) -> str:
         """The prompt as a chat turn, without a default system prompt.
@@ -235,7 +229,3 @@ def family_of(
 def _pad(sequences: list[list[int]], value: int, side: str) -> torch.Tensor:
     tensors = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
-
-
-def _mask(sequences: list[list[int]], side: str) -> torch.Tensor:
-    return _pad([[1] * len(sequence) for sequence in sequences], 0, side)

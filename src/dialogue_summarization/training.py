@@ -11,9 +11,8 @@ import psutil
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils.notebook import NotebookProgressCallback
 
 from . import hardware
 from .callbacks import TENSORBOARD, EpochMean, EventFiles, GroupedByLength, Progress, TimedCheckpoint, trackers
@@ -40,7 +39,6 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
 
     `seed` is of dropout and of the order of examples, `overrides` are further arguments of `TrainingArguments`.
     """
-    best_by = "loss" if settings.averaged_epochs else settings.select_by  # summaries are scored at the end alone then
     gib = psutil.virtual_memory().total / hardware.GIB
     # A machine with 8 GB must hold it. One dialogue at a time takes 30 % longer than four (SmolLM2, full, two cores).
     micro_batch = largest_divisor(settings.batch_size, 8 if gib >= 15 else 4 if gib >= 10 else 1)
@@ -62,15 +60,15 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
         "save_strategy": "epoch" if settings.epochs > 1 else "no",  # of one epoch there is nothing to choose
         "save_total_limit": 1,  # the best checkpoint and the last
         "load_best_model_at_end": settings.epochs > 1 and not settings.averaged_epochs,
-        "metric_for_best_model": best_by,
-        "greater_is_better": best_by != "loss",
+        # Where epochs are averaged, summaries are scored at the end alone.
+        "metric_for_best_model": "loss" if settings.averaged_epochs else settings.select_by,
         "prediction_loss_only": True,  # Trainer would keep the logits of every word otherwise
         "logging_steps": 0.01,  # below 1: a fraction of all steps
         "logging_nan_inf_filter": False,  # it would wait for the GPU at every step; the trainer checks what it logs
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "disable_tqdm": True,  # our own bar, plain text
+        "disable_tqdm": True,  # in place of it our own bar, plain text
         "report_to": [name for name in trackers() if name not in (TENSORBOARD, "none")] or "none",
         "seed": seed,
         "data_seed": seed,
@@ -91,15 +89,15 @@ def trainer_class() -> type["SummarizationTrainer"]:
     They learn the same. Raises `ConfigurationError` where the environment speaks of processes that are not there.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from .distributed.trainer import DistributedTrainer as chosen
+        from .distributed.trainer import DistributedTrainer
 
-        return chosen
+        return DistributedTrainer
     require_one_process()
-    if torch.cuda.is_available():
-        from .acceleration.trainer import AcceleratedTrainer as chosen
-    else:
-        chosen = SummarizationTrainer
-    return chosen
+    if not torch.cuda.is_available():
+        return SummarizationTrainer
+    from .acceleration.trainer import AcceleratedTrainer
+
+    return AcceleratedTrainer
 
 
 class SummarizationTrainer(Trainer):
@@ -143,8 +141,7 @@ class SummarizationTrainer(Trainer):
         # loss / (its examples x the tokens per example of the whole set): the mean is then the loss per token.
         counts = [len(labels) for labels in self.eval_dataset["labels"]] if self.eval_dataset else [1]
         self._eval_tokens_per_example = sum(counts) / len(counts)
-        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
-            self.remove_callback(callback)
+        self.remove_callback(PrinterCallback)
         folder, count = Path(self.args.output_dir), settings.averaged_epochs
         self.epoch_mean = self.epoch_mean_class(count, folder / "epochs") if count else None
         early_stopping = EarlyStoppingCallback(settings.patience) if settings.patience is not None else None
@@ -155,7 +152,7 @@ class SummarizationTrainer(Trainer):
             self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Trainer's; leaves `train_seconds`, `peak_memory` and `joules`. Raises `TrainingDiverged` and `ModelError`."""
+        """Trainer's; leaves `train_seconds`, `peak_memory`, `joules`. Raises `TrainingDiverged` and `ModelError`."""
         self._start = None
         # Two checkpoints, with two moments per weight, stand beside what is saved in the end.
         copies = 1 + 2 * 3 * (self.args.save_strategy != "no") + self.settings.averaged_epochs
@@ -231,11 +228,10 @@ class SummarizationTrainer(Trainer):
         """Trainer's, with the seconds of training so far. Raises `TrainingDiverged` where a loss is not finite."""
         for name in ("loss", "eval_loss", "train_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise TrainingDiverged(
-                    f"The loss ({name}) is {logs[name]} at step {self.state.global_step} of {self.state.max_steps}. "
-                    f"Lower the learning rate ({self.settings.learning_rate:g}) or raise the warm-up "
-                    f"({self.settings.warmup:g}). Checkpoints so far are in {self.args.output_dir}."
-                )
+                place = f"at step {self.state.global_step} of {self.state.max_steps}"
+                rate, warmup = f"learning rate ({self.settings.learning_rate:g})", f"warm-up ({self.settings.warmup:g})"
+                remedy = f"Lower the {rate} or raise the {warmup}. Checkpoints so far are in {self.args.output_dir}."
+                raise TrainingDiverged(f"The loss ({name}) is {logs[name]} {place}. {remedy}")
         super().log({**logs, "seconds": round(self._seconds_so_far(), 2)}, start_time)
 
     def _seconds_so_far(self) -> float:

@@ -2,7 +2,7 @@
 
 On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
 Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`, `committed-adapter`,
-`withhold FOLDER DATASET TARGET`, `forgetting FILE RUN ...`, and `distill DATASET TARGET RUN ...`, with folders of runs.
+`withhold FOLDER DATASET TARGET`, `forgetting DIR RUN ...`, and `distill DATASET TARGET RUN ...`, with folders of runs.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """One system's summaries under the ROUGE conventions that people report: ROUGE-1 of 0.475 and 0.559 are one's."""
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 
 import datasets
 import pandas as pd
@@ -31,39 +31,33 @@ def measure(record: dict[str, object], splits: datasets.DatasetDict, options: ar
     for run in runs.collect("smollm2-dialogsum"):
         if run.name in ("full", "lora-balanced") and run.config.seed == 0:
             texts[run.name] = report.predictions(run, test)
-    record["scores"] = {
-        convention: {name: score(own, list(test["summaries"])) for name, own in texts.items()}
-        for convention, score in CONVENTIONS.items()
-    }
+    references, record["scores"] = list(test["summaries"]), {}
+    for convention, score in CONVENTIONS.items():
+        scores = {name: score(own, references)[list(TYPES)] for name, own in texts.items()}
+        record["scores"][convention] = pd.DataFrame(scores).round(4).to_dict()
 
 
-def of_pairs(combine: str) -> Callable[[Texts, References], dict[str, float]]:
+def of_pairs(combine: str, texts: Texts, references: References) -> pd.Series:
     """By this project's scorer, the references of a dialogue combined: their mean, the best of each type, the first."""
-
-    def score(texts: Texts, references: References) -> dict[str, float]:
-        dialogues = rouge.score_pairs(texts, references).groupby(level="dialogue")
-        return _rounded(dialogues.agg(combine).mean())
-
-    return score
+    return rouge.score_pairs(texts, references).groupby(level="dialogue").agg(combine).mean()
 
 
-def without_stemmer(texts: Texts, references: References) -> dict[str, float]:
+def without_stemmer(texts: Texts, references: References) -> pd.Series:
     """The mean over references, with words as they are written."""
     scorer = RougeScorer(list(TYPES))
     rows = [
         pd.DataFrame([{name: f1.fmeasure for name, f1 in scorer.score(one, text).items()} for one in several]).mean()
         for text, several in zip(texts, references, strict=True)
     ]
-    return _rounded(pd.DataFrame(rows).mean())
+    return pd.DataFrame(rows).mean()
 
 
-def by_summary_lines(texts: Texts, references: References) -> dict[str, float]:
+def by_summary_lines(texts: Texts, references: References) -> pd.Series:
     """ROUGE-L as "summary level" L, with each sentence on a line, as papers on news report it."""
-    scores = rouge.score_dialogues(texts, references).mean()
-    return _rounded(scores.drop("rougeL").rename({"rougeLsum": "rougeL"}))
+    return rouge.score_dialogues(texts, references).mean().drop("rougeL").rename({"rougeLsum": "rougeL"})
 
 
-def by_py_rouge(texts: Texts, references: References) -> dict[str, float]:
+def by_py_rouge(texts: Texts, references: References) -> pd.Series:
     """py-rouge, mean over references, with the settings of its README: the weight of 1.2 raises L alone."""
     from nltk import NLTKWordTokenizer
     from rouge import Rouge
@@ -76,7 +70,7 @@ def by_py_rouge(texts: Texts, references: References) -> dict[str, float]:
         for text, several in zip(texts, references, strict=True)
     ]
     names = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
-    return _rounded(pd.DataFrame(rows).mean().rename(names))
+    return pd.DataFrame(rows).mean().rename(names)
 
 
 def table(records: dict[str, dict]) -> pd.DataFrame:
@@ -86,14 +80,10 @@ def table(records: dict[str, dict]) -> pd.DataFrame:
     return scores.map(lambda own: " / ".join(f"{own[name]:.3f}" for name in TYPES)).rename(columns=names)
 
 
-def _rounded(scores: pd.Series) -> dict[str, float]:
-    return {name: round(float(scores[name]), 4) for name in TYPES}
-
-
-CONVENTIONS: dict[str, Callable[[Texts, References], dict[str, float]]] = {
-    "mean of three references (this project)": of_pairs("mean"),
-    "best of three references": of_pairs("max"),
-    "first reference only": of_pairs("first"),
+CONVENTIONS = {  # of texts and the references of each: a series with at least `TYPES`
+    "mean of three references (this project)": partial(of_pairs, "mean"),
+    "best of three references": partial(of_pairs, "max"),
+    "first reference only": partial(of_pairs, "first"),
     "mean of three, without stemmer": without_stemmer,
     "mean of three, Lsum in place of L": by_summary_lines,
     "mean of three, py-rouge": by_py_rouge,

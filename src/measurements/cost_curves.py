@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from accelerate.utils.memory import clear_device_cache
+from accelerate.utils import memory, send_to_device
 
 from dialogue_summarization import experiments, hardware, models
 
@@ -50,29 +50,21 @@ def measure(
 
     `build` gives a fresh model, from a model's and a method's name.
     """
-    rows, built, bundle = [], None, None
+    rows = []
     for point in points:
-        if built != (point.model, point.rank):
-            bundle = None  # before the next one is there
-            clear_device_cache(garbage_collection=True)
-            built, bundle = (point.model, point.rank), _with_rank(build(point.model, "full"), point.rank)
-        row = (
-            asdict(point) | {"value": getattr(point, QUESTIONS[point.question])} | models.count_parameters(bundle.model)
-        )
+        bundle = build(point.model, "full")
+        if point.rank:
+            method = experiments.Method("lora", experiments.lora(point.rank, experiments.ATTENTION))
+            bundle = replace(bundle, model=models.apply_method(bundle.model, method))
+        row = asdict(point) | {"value": getattr(point, QUESTIONS[point.question])}
+        row |= models.count_parameters(bundle.model)
         try:
             rows.append(row | _measure_steps(bundle, point, steps, warm_up))
         except RuntimeError as error:  # out of memory
             rows.append(row | {"failed": short_training.first_line(error)})
-        bundle.model.zero_grad()
-        clear_device_cache()
+        del bundle
+        memory.clear_device_cache(garbage_collection=True)
     return rows
-
-
-def _with_rank(bundle: models.ModelBundle, rank: int | None) -> models.ModelBundle:
-    if rank is None:
-        return bundle
-    peft = experiments.lora(rank, experiments.ATTENTION)
-    return replace(bundle, model=models.apply_method(bundle.model, experiments.Method("lora", peft)))
 
 
 def _measure_steps(bundle: models.ModelBundle, point: CostPoint, steps: int, warm_up: int) -> dict[str, object]:
@@ -82,8 +74,7 @@ def _measure_steps(bundle: models.ModelBundle, point: CostPoint, steps: int, war
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, model.config.vocab_size, (point.batch_size, point.tokens), generator=generator).tolist()
     rows = [{"input_ids": row[:-SUMMARY_TOKENS], "labels": row[-SUMMARY_TOKENS:]} for row in ids]
-    batch = bundle.family.collate(rows)
-    batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    batch = send_to_device(bundle.family.collate(rows), device)
     with hardware.Meter() as meter:
         for number in range(warm_up + steps):
             if number == warm_up:

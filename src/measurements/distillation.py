@@ -12,33 +12,44 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from dialogue_summarization import data, runs, study
-from dialogue_summarization.evaluation import mbr
+from dialogue_summarization import data, report, runs, study
+from dialogue_summarization.evaluation import mbr, statistics
 from dialogue_summarization.generation import summarize
 from dialogue_summarization.rouge import scorer_for
 
+from .tables import MEASURES, REFERENCE
+
 SAMPLES = 3  # per run and dialogue
 TOKENS = 1 << 20  # of a batch: the largest that 140 GB hold
-CHOICES = ("mbr", "reference")
+RECORD = REFERENCE / "smollm2-dialogsum" / "distillation.csv"  # test scores, a row per recipe, seed and dialogue
+TITLES = {
+    "full": "full, three seeds",
+    "average": "mean of their weights",
+    "mbr": "and trained on, with summaries of minimum Bayes risk",
+    "reference": "and trained on, with summaries nearest to the reference",
+}
 
 
-def write(source: str, target: str, *folders: str, samples: int = SAMPLES) -> None:
+def write(source: str, target: str, *folders: str) -> None:
     """Average the runs in `folders`, which have whole models, draw from each, and write the data sets."""
     found, splits, out = [runs.read(Path(folder)) for folder in folders], data.load_source(source), Path(target)
     average([run.weights for run in found], out / "average")
-    train = splits["train"]
-    drawn = [draw(run, list(train["dialogue"]), samples, seed) for seed, run in enumerate(found)]
+    drawn = [draw(run, list(splits["train"]["dialogue"]), seed) for seed, run in enumerate(found)]
     candidates = [[text for texts in several for text in texts] for several in zip(*drawn, strict=True)]
-    for choice in CHOICES:
-        write_dataset(splits, choose(choice, candidates, train), out / choice)
+    (out / "candidates.json").write_text(json.dumps(candidates), encoding="utf-8")  # they take minutes
+    references = [summaries[0] for summaries in splits["train"]["summaries"]]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as processes:
+        for name, choose in CHOICES.items():
+            chosen = list(processes.map(choose, candidates, references, chunksize=200))
+            write_dataset(splits, chosen, out / name)
 
 
 def average(folders: Sequence[Path], target: Path) -> None:
@@ -49,21 +60,19 @@ def average(folders: Sequence[Path], target: Path) -> None:
     save_file(mean, target / "model.safetensors", {"format": "pt"})
 
 
-def draw(run: runs.Run, dialogues: list[str], samples: int, seed: int) -> list[list[str]]:
-    """So many summaries of each dialogue, drawn as for minimum Bayes risk."""
+def draw(run: runs.Run, dialogues: list[str], seed: int) -> list[list[str]]:
+    """`SAMPLES` summaries of each dialogue, drawn as for minimum Bayes risk."""
     torch.manual_seed(seed)
-    repeated = [dialogue for dialogue in dialogues for _ in range(samples)]
+    repeated = [dialogue for dialogue in dialogues for _ in range(SAMPLES)]
     greedy = replace(run.experiment.generation, num_beams=1)
     texts = summarize(study.load_run(run), repeated, greedy, overrides=mbr.SAMPLING, tokens=TOKENS)
-    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+    texts = [text.replace("\ufffd", "") for text in texts]  # half a character: a data set's texts are whole
+    return [texts[start : start + SAMPLES] for start in range(0, len(texts), SAMPLES)]
 
 
-def choose(choice: str, candidates: Sequence[Sequence[str]], train: datasets.Dataset) -> list[str]:
-    """One of each dialogue's candidates, by one of `CHOICES`."""
-    chooser = mbr.select if choice == "mbr" else nearest
-    rest = () if choice == "mbr" else ([summaries[0] for summaries in train["summaries"]],)
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as processes:
-        return list(processes.map(partial(chooser), candidates, *rest, chunksize=200))
+def agreeing(texts: Sequence[str], reference: str) -> str:
+    """The text of minimum Bayes risk, whatever the reference."""
+    return mbr.select(texts)
 
 
 def nearest(texts: Sequence[str], reference: str) -> str:
@@ -75,11 +84,28 @@ def nearest(texts: Sequence[str], reference: str) -> str:
 
 def write_dataset(splits: datasets.DatasetDict, chosen: Sequence[str], folder: Path) -> None:
     """The splits as files, the training dialogues with the chosen summary beside their reference."""
+    folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        more = [[text] for text in chosen] if split == "train" else [[] for _ in rows]
-        lines = [
-            json.dumps({"id": row["id"], "dialogue": row["dialogue"], "summary": row["summaries"] + extra})
-            for row, extra in zip(rows, more, strict=True)
-        ]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        table = rows.select_columns(["id", "dialogue"]).to_pandas()
+        more = [[text] for text in chosen] if split == "train" else [[]] * len(rows)
+        table["summary"] = [own + other for own, other in zip(rows["summaries"], more, strict=True)]
+        table.to_json(folder / f"{split}.jsonl", orient="records", lines=True, force_ascii=False)
+
+
+CHOICES = {"mbr": agreeing, "reference": nearest}
+
+
+def table() -> pd.DataFrame:
+    """A row per recipe: test scores, how far they are above the mean of the three seeds, and the length in words."""
+    scores, rows = pd.read_csv(RECORD), {}
+    by_seed = {recipe: dict(list(some.groupby("seed"))) for recipe, some in scores.groupby("recipe")}
+    for recipe, title in TITLES.items():
+        row = {}
+        for measure in MEASURES:
+            own, teachers = ([one[measure] for one in by_seed[name].values()] for name in (recipe, "full"))
+            gap = statistics.compare(own, teachers)
+            change = report.with_interval(gap.mean, (gap.low, gap.high), "+.3f")
+            row[report.HEADINGS[measure]] = f"{np.mean(own):.3f}" + (f", {change}" if recipe != "full" else "")
+        words = np.mean([one["words"].mean() for one in by_seed[recipe].values()])
+        rows[title] = row | {"words": f"{words:.1f}"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")

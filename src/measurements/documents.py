@@ -18,11 +18,12 @@ from dialogue_summarization import data, experiments, report, runs
 from dialogue_summarization.evaluation import comparison, results, statistics, systems
 from dialogue_summarization.rouge import TYPES
 
-from . import conventions, front_page, peers, settings_search, tables
+from . import conventions, distillation, front_page, peers, settings_search, tables
 from .sweep import report as sweep_report
 from .tables import REFERENCE
 
-SWEEP = REFERENCE / "smollm2-dialogsum" / "sweep"
+STUDY = REFERENCE / "smollm2-dialogsum"
+SWEEP = STUDY / "sweep"
 GUIDE = "GPU_OPTIMIZATION_GUIDE.md"
 TWO_GPUS = tables.FOLDER / "two-gpus"  # what was measured on two GPUs, and on one beside it
 COSTS = (  # column, key in metrics.json, unit, format
@@ -105,18 +106,11 @@ def choosing() -> str:
     return joined(sweep_report.claims(grid, tested), methods, signature("smollm2-dialogsum"), made)
 
 
-def two_gpus_study() -> str:
-    """The study's runs that were made by two GPUs too."""
-    by_one, by_two = runs.collect("smollm2-dialogsum", "nowhere"), runs.collect("smollm2-dialogsum", TWO_GPUS)
-    made = origin(run.environment for run in by_two)
-    return joined(made_twice(of_one_key(by_one, by_two)), signature("smollm2-dialogsum"), made)
-
-
 def main_question() -> str:
     """Whether LoRA is as good as full fine-tuning: the planned test, and what other trainings of the seeds give."""
-    now, study_folder = runs.collect("smollm2-dialogsum", "nowhere"), REFERENCE / "smollm2-dialogsum"
-    first = of_one_key(runs.collect("repeats", study_folder), now)
-    earlier = {run.config.key: run for run in runs.collect("earlier", study_folder)}
+    now = runs.collect("smollm2-dialogsum", "nowhere")
+    first = of_one_key(runs.collect("repeats", STUDY), now)
+    earlier = {run.config.key: run for run in runs.collect("earlier", STUDY)}
     trainings = {
         "the answer: three seeds as committed": [(run,) for run in now],
         "with the earlier training of seed 0": [(earlier.get(run.config.key, run),) for run in now],
@@ -139,11 +133,11 @@ def scores_of(trainings: list[tuple[runs.Run, ...]], name: str) -> np.ndarray:
     )
 
 
-def trained_twice() -> str:
-    """The study's runs that were trained once more."""
-    before = runs.collect("repeats", REFERENCE / "smollm2-dialogsum")
-    pairs = of_one_key(before, runs.collect("smollm2-dialogsum", "nowhere"))
-    return joined(made_twice(pairs), signature("smollm2-dialogsum"), origin(run.environment for run in before))
+def made_again(name: str, folder: Path, *, earlier: bool = False) -> str:
+    """The study's runs that were made once more: earlier, by two GPUs, or in fp16."""
+    now, others = runs.collect("smollm2-dialogsum", "nowhere"), runs.collect(name, folder)
+    pairs = of_one_key(others, now) if earlier else of_one_key(now, others)
+    return joined(changes(pairs), signature("smollm2-dialogsum"), origin(run.environment for run in others))
 
 
 def of_one_key(some: list[runs.Run], others: list[runs.Run]) -> list[tuple[runs.Run, runs.Run]]:
@@ -151,8 +145,8 @@ def of_one_key(some: list[runs.Run], others: list[runs.Run]) -> list[tuple[runs.
     return [(one, other) for one in some for other in others if one.config.key == other.config.key]
 
 
-def made_twice(pairs: list[tuple[runs.Run, runs.Run]]) -> pd.DataFrame:
-    """What making a run again, or on more GPUs, changes."""
+def changes(pairs: list[tuple[runs.Run, runs.Run]]) -> pd.DataFrame:
+    """By how much the second of two runs differs from the first."""
     rows = []
     for one, other in pairs:
         gaps = {kind: statistics.compare(other.scores[kind], one.scores[kind]) for kind in tables.MEASURES}
@@ -199,7 +193,8 @@ BLOCKS = {  # name: document, content
     "settings": (GUIDE, lambda: joined(settings_search.effects(in_guide=True))),
     "smollm2-dialogsum": ("docs/results.md", partial(study, "smollm2-dialogsum")),
     "main-question": ("docs/results.md", main_question),
-    "trained-twice": ("docs/results.md", trained_twice),
+    "trained-twice": ("docs/results.md", partial(made_again, "repeats", STUDY, earlier=True)),
+    "recipes": ("docs/results.md", lambda: joined(distillation.table(), signature("smollm2-dialogsum"))),
     "quickstart": ("docs/results.md", partial(study, "quickstart")),
     "cpu": ("docs/how_it_is_fast.md", partial(table, peers.table)),
     "conventions": ("docs/how_scores_are_made.md", partial(table, conventions.table)),
@@ -211,7 +206,8 @@ BLOCKS = {  # name: document, content
     "tried": ("docs/how_it_is_fast.md", partial(table, tables.throughput, tables.FOLDER / "tried")),
     "quantized": ("docs/more_runs.md", partial(table, tables.quantized_generation)),
     "two-gpus": ("docs/several_gpus.md", partial(table, tables.several_gpus, TWO_GPUS)),
-    "two-gpus-study": ("docs/several_gpus.md", two_gpus_study),
+    "two-gpus-study": ("docs/several_gpus.md", partial(made_again, "smollm2-dialogsum", TWO_GPUS)),
+    "fp16": ("docs/how_it_is_fast.md", partial(made_again, "fp16", STUDY)),
 }
 FIGURES = {  # the notebook that draws each, and how its cell begins
     tables.FOLDER / "growth.png": ("05_gpu_optimization", "growth, axes ="),

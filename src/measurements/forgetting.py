@@ -1,6 +1,6 @@
 """What fine-tuning forgets: how well a model still predicts text that is no dialogue, beside the untrained one.
 
-`python -m measurements forgetting FILE RUN ...`, with folders of runs that have weights. passages.csv holds 286
+`python -m measurements forgetting DIR RUN ...`, with folders of runs that have weights. passages.csv holds 286
 passages in the public domain: of Alice in Wonderland, The Devil's Dictionary, The Jargon File and Paradise Lost, and of
 the United States' Constitution and Declaration of Independence; passages with quotation marks were left out.
 """
@@ -8,27 +8,41 @@ the United States' Constitution and Declaration of Independence; passages with q
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import peft
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from transformers import PreTrainedModel
 
-from dialogue_summarization import disk, hardware, models, runs, study
+from dialogue_summarization import disk, experiments, hardware, intervals, models, report, runs, study
 from dialogue_summarization.errors import ConfigurationError
 
+from .tables import REFERENCE
+
+RECORD = REFERENCE / "smollm2-dialogsum" / "forgetting.csv"
+LARGEST, ALIKE = 10, 0.5  # singular vectors per matrix; absolute cosine from which two are alike
 PASSAGES = Path(__file__).with_name("passages.csv")
 MEASURED = ["loss", "agreement", "divergence"]  # per token of a passage
 
 
 def write(target: str, *folders: str) -> None:
-    """Measure the base model and the runs on every passage; one row per run and passage goes to `target`, a CSV file.
+    """Measure the base model and the runs; `forgetting.csv` and `intruders.csv` go to the folder `target`.
 
     Raises `ConfigurationError` where a run has no weights, or its model does not continue texts.
     """
     passages, wanted = list(pd.read_csv(PASSAGES)["text"]), [runs.read(Path(folder)) for folder in folders]
     base = models.load_model(wanted[0].experiment, device=hardware.device())
-    rows = [_rows("zero-shot", 0, measure(base, base, passages))]
-    rows += [_rows(run.name, run.config.seed, measure(study.load_run(run), base, passages)) for run in wanted]
-    disk.write_csv(Path(target), pd.concat(rows).round(5))
+    measured, intruders = [measure(base, base, passages).assign(run="zero-shot", seed=0)], []
+    for run in wanted:
+        bundle, known = study.load_run(run), {"run": run.name, "seed": run.config.seed}
+        measured.append(measure(bundle, base, passages).assign(**known))
+        intruders.append(known | {"intruders": count_intruders(bundle.model, base.model)})
+    table = pd.concat(measured).rename_axis("passage").reset_index().round(5)
+    folder = Path(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    disk.write_csv(folder / "forgetting.csv", table)
+    disk.write_csv(folder / "intruders.csv", pd.DataFrame(intruders).round(3))
 
 
 @torch.no_grad()
@@ -53,5 +67,33 @@ def measure(bundle: models.ModelBundle, base: models.ModelBundle, passages: Sequ
     return pd.DataFrame(rows)
 
 
-def _rows(name: str, seed: int, measured: pd.DataFrame) -> pd.DataFrame:
-    return measured.assign(run=name, seed=seed, passage=range(len(measured)))
+@torch.no_grad()
+def count_intruders(model: torch.nn.Module, base: PreTrainedModel) -> float:
+    """Intruder dimensions per projection of attention (Shuttleworth et al. 2024, arXiv 2410.21228).
+
+    They are those of a matrix's `LARGEST` left singular vectors that are like none of the untrained matrix.
+    """
+    trained = model.merge_and_unload() if isinstance(model, peft.PeftModel) else model
+    names = models.target_modules(experiments.ATTENTION, base.config.model_type)
+    counts, weights = [], dict(trained.named_parameters())
+    for name, before in base.named_parameters():
+        if name.split(".")[-2] in names:
+            vectors, known = (torch.linalg.svd(weight, full_matrices=False)[0] for weight in (weights[name], before))
+            counts.append(((vectors[:, :LARGEST].T @ known).abs().amax(dim=1) < ALIKE).sum().item())
+    return float(np.mean(counts))
+
+
+def table(measured: pd.DataFrame) -> pd.DataFrame:
+    """A row per run, of rows as `write` makes them: means over passages and seeds, with 95 % intervals.
+
+    `forgotten` is the loss minus the untrained model's.
+    """
+    untrained = measured[measured["run"] == "zero-shot"].set_index("passage")["loss"]
+    measured = measured.assign(forgotten=measured["loss"] - measured["passage"].map(untrained))
+    rows = {}
+    for name, some in measured.groupby("run", sort=False):
+        rows[name] = {"seeds": some["seed"].nunique()}
+        for heading in (*MEASURED, "forgotten"):
+            values = some.pivot(index="seed", columns="passage", values=heading).to_numpy()
+            rows[name][heading] = report.with_interval(values.mean(), intervals.interval(values))
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")

@@ -31,11 +31,9 @@ def overfit(record: dict[str, object], splits: datasets.DatasetDict, options: ob
     record |= {"batch_size": settings.batch_size, "settings": asdict(settings)}
     bundle = short_training.build("t5-base", method)
     disable_dropout(bundle.model)
-    chosen = splits["train"].select(range(PAIRS)).map(lambda row: {"summaries": row["summaries"][:1]})
-    rows = training.encode_split(chosen, bundle.family)
-    with tempfile.TemporaryDirectory() as folder:
-        steps = {"max_steps": STEPS, "logging_steps": LOGGING_STEPS}
-        record |= short_training.train(bundle, settings, rows, folder, steps)[1]
+    chosen = splits["train"].take(PAIRS)
+    rows = training.encode_split(chosen, bundle.family, references=1)
+    record |= short_training.train(bundle, settings, rows, {"max_steps": STEPS, "logging_steps": LOGGING_STEPS})[1]
     greedy = experiments.Generation(max_new_tokens=max(map(len, rows["labels"])))
     texts = generation.summarize(bundle, list(chosen["dialogue"]), greedy, progress=False)
     # The references as the model's tokenizer has them: a summary scores 1 where its tokens are those that were learned.
@@ -59,7 +57,8 @@ def stable(record: dict[str, object], splits: datasets.DatasetDict, options: obj
         for checkpoint in (None, f"{folder}/checkpoint-{STABLE_STEPS}"):
             bundle = short_training.build("t5-base", "full")
             rows = training.encode_split(splits["train"], bundle.family)
-            trained = short_training.train(bundle, settings, rows, folder, overrides, checkpoint=checkpoint)[1]
+            overrides |= {"output_dir": folder, "resume_from_checkpoint": checkpoint}
+            trained = short_training.train(bundle, settings, rows, overrides)[1]
             record |= {"pairs": len(rows), "more": MORE_STEPS, **trained}
             del bundle
             clear_device_cache(garbage_collection=True)

@@ -4,6 +4,7 @@ FLAN-T5's shapes have random weights, which train as fast as trained ones. Their
 whose texts have about as many tokens, stands in, with its ids folded into T5's smaller vocabulary.
 """
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,10 +39,7 @@ def train(
     bundle: models.ModelBundle,
     settings: experiments.Settings,
     rows: datasets.Dataset,
-    folder: str,
     overrides: dict[str, object],
-    *,
-    checkpoint: str | None = None,
     **options: object,
 ) -> tuple[AcceleratedTrainer, dict[str, object]]:
     """Train, with compiled steps where the machine can, neither validating nor saving on the way.
@@ -50,19 +48,18 @@ def train(
         bundle: The model.
         settings: How it is trained.
         rows: What it is trained on, encoded.
-        folder: Where files go.
         overrides: Further arguments of `TrainingArguments`, as `max_steps`.
-        checkpoint: Where to go on from.
         options: Further arguments of `AcceleratedTrainer`.
 
     Returns:
         The trainer, and what was measured, for a record.
     """
     precision = {"fp16": hardware.precision_for(bundle.model) == "fp16"}
-    arguments = training.training_arguments(settings, folder, **(TRAIN_ONLY | precision | overrides))
-    trainer_class = DistributedTrainer if arguments.world_size > 1 else AcceleratedTrainer
-    trainer = trainer_class(bundle, settings, args=arguments, train_dataset=rows, **({"compiled": True} | options))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training.training_arguments(settings, folder, **(TRAIN_ONLY | precision | overrides))
+        trainer_class = DistributedTrainer if arguments.world_size > 1 else AcceleratedTrainer
+        trainer = trainer_class(bundle, settings, args=arguments, train_dataset=rows, **({"compiled": True} | options))
+        trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     seconds, steps = trainer.train_seconds, trainer.state.global_step
     losses = [round(log["loss"], 4) for log in trainer.state.log_history if "loss" in log]
     record = {"fast": trainer.is_fast, "micro_batch": trainer.args.per_device_train_batch_size, "steps": steps}

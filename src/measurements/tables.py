@@ -13,9 +13,7 @@ from dialogue_summarization import experiments, hardware, intervals, models, rep
 from dialogue_summarization.acceleration import memory
 from dialogue_summarization.evaluation import statistics
 
-from . import card_limits
-from .card_limits import CARDS, RUNS
-from .short_training import t5
+from . import card_limits, short_training
 from .throughput import BASES, CONFIGURATIONS
 
 FOLDER, REFERENCE = runs.OUTPUTS / "benchmarks", runs.OUTPUTS / "reference"
@@ -24,7 +22,7 @@ LENGTHS = {  # of all 12,460 training pairs of DialogSum, in SmolLM2's tokens; p
     "smollm2": memory.SequenceLengths(1024, 248, 279, 117),
     "t5-base": memory.SequenceLengths(512, 248, 258, 106),
 }
-SIZES = (*CARDS, 79)  # GiB, as GPUs are sold; the last one is an H100, as CUDA reports it
+SIZES = (*card_limits.CARDS, 79)  # GiB, as GPUs are sold; the last one is an H100, as CUDA reports it
 EXPECTED = (*CONFIGURATIONS, "generate-beams1", "generate-beams4", *card_limits.NAMES, "growth", "study")
 MEASURES = ["rouge1", "rouge2", "rougeL"]
 Records = Mapping[str, Mapping[str, object]]
@@ -81,7 +79,7 @@ def several_gpus(records: Records) -> pd.DataFrame:
 def cards(records: Records, sizes: Sequence[float] = SIZES, packed: bool = False) -> pd.DataFrame:
     """How GPUs sold as so many GB hold each of `RUNS`: micro-batch × accumulation; peak in GB, planned and measured."""
     columns: dict[str, dict[str, str]] = {}
-    for model, method in RUNS:
+    for model, method in card_limits.RUNS:
         column, dims = columns.setdefault(f"{TITLES[model]}, {label(method)}", {}), model_dims(model, method)
         for size in sizes:
             memory_bytes = int(size * hardware.GIB)
@@ -103,7 +101,7 @@ def model_dims(model: str, method: str) -> memory.ModelDims:
             config = transformers.AutoConfig.from_pretrained(models.local_snapshot(experiments.PACKAGED_MODEL))
             base = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
-            base = t5(model)
+            base = short_training.t5(model)
         return memory.dims_of(models.apply_method(base, experiments.method(method)))
 
 
@@ -132,13 +130,8 @@ def cell(record: Mapping[str, object], key: str, spec: str = ".4g") -> str:
 
 def _what(record: Mapping[str, object]) -> dict[str, object]:
     steps = "FSDP" if record.get("sharded") else "fast" if record["fast"] else "plain"
-    row = {
-        "model": TITLES[record["model"]],
-        "run": label(record["method"]),
-        "batch": record["batch_size"],
-        "steps": steps,
-    }
-    return row | {"samples/s": cell(record, "samples_per_second")}
+    row = {"model": TITLES[record["model"]], "run": label(record["method"]), "batch": record["batch_size"]}
+    return row | {"steps": steps, "samples/s": cell(record, "samples_per_second")}
 
 
 def _gb(record: Mapping[str, object], key: str = "peak_memory_bytes") -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
@@ -70,22 +69,26 @@ def measure(record: dict[str, object], splits: datasets.DatasetDict, options: ar
     # Held whole: what does not fit is seen, and not planned around.
     plan = BatchPlan(chosen.batch_size // gpus, 1, checkpointing=False, bytes=0) if chosen.gib is None else None
     steps = {"max_steps": chosen.steps, "logging_steps": LOGGING_STEPS}
-    with short_training.memory_limit(chosen.gib), tempfile.TemporaryDirectory() as folder:
+    with short_training.memory_limit(chosen.gib):
         bundle = short_training.build(chosen.model, chosen.method)
         rows = training.encode_split(splits["train"], bundle.family)
         how = {"compiled": chosen.compiled, "batch_plan": plan}
-        trainer, trained = short_training.train(bundle, settings, rows, folder, steps, **how)
+        trainer, trained = short_training.train(bundle, settings, rows, steps, **how)
     seconds = {log["step"]: log["seconds"] for log in trainer.state.log_history if "loss" in log}
     per_step = (seconds[chosen.steps] - seconds[chosen.warm_up]) / (chosen.steps - chosen.warm_up)
     record |= trained | {"sharded": trainer.is_fsdp_enabled, "warm_up_seconds": round(seconds[chosen.warm_up], 1)}
     rate = chosen.batch_size / per_step
     record |= {"samples_per_second": round(rate, 1), "step_milliseconds": round(1000 * per_step, 2)}
-    peak = peak_flops(hardware.describe()["device"])
-    if peak and chosen.method == "full":
+    if chosen.method == "full" and (peak := peak_flops(hardware.describe()["device"])):
         record["mfu"] = round(rate * flops_per_sample(bundle, rows) / (peak * gpus), 4)
     if gpus > 1 and not trainer.is_fsdp_enabled:
         trainer.model.zero_grad()
-        record["all_reduce_milliseconds"] = _exchange_milliseconds(record["trainable_parameters"])
+        gradients = torch.zeros(record["trainable_parameters"], device=hardware.device())
+        for number in range(3 + 20):  # the first warm up
+            if number == 3:
+                start = short_training.synchronized_time()
+            torch.distributed.all_reduce(gradients)
+        record["all_reduce_milliseconds"] = round(1000 * (short_training.synchronized_time() - start) / 20, 3)
 
 
 def peak_flops(device: str) -> float | None:
@@ -103,23 +106,12 @@ def flops_per_sample(bundle: models.ModelBundle, rows: datasets.Dataset) -> floa
     return 6 * (encoder * prompt + (decoder + head) * summary)
 
 
-def _exchange_milliseconds(parameters: int, rounds: int = 20) -> float:
-    """Milliseconds to sum gradients over the processes, by itself: the mean of some rounds."""
-    gradients = torch.zeros(parameters, device=hardware.device())
-    for number in range(3 + rounds):
-        if number == 3:
-            start = short_training.synchronized_time()
-        torch.distributed.all_reduce(gradients)
-    return round(1000 * (short_training.synchronized_time() - start) / rounds, 3)
-
-
 def measure_generation(record: dict[str, object], splits: datasets.DatasetDict, options: object = None) -> None:
     """Seconds to summarize the test split with the packaged model, greedily or with beams."""
     beams, dialogues = int(record["name"].removeprefix("generate-beams")), list(splits["test"]["dialogue"])
     bundle, gpus = short_training.build("smollm2", "zero-shot"), PartialState().num_processes
     bundle.model.to(hardware.device())
-    decoding = experiments.Generation(num_beams=beams)
-    generate = partial(generation.summarize, bundle, generation=decoding, progress=False)
+    generate = partial(generation.summarize, bundle, generation=experiments.Generation(num_beams=beams), progress=False)
     for some in (dialogues[: 8 * gpus], dialogues):  # the first warm up
         with hardware.Meter() as meter:
             processes.split_between_processes(generate, some)

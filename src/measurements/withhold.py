@@ -44,20 +44,15 @@ def shown_ids(notebook: nbformat.NotebookNode, texts: dict[str, list[str]]) -> d
     shown = "\n".join(part for output in outputs for part in _parts(output).values())
     places = {}
     for name, several in texts.items():
-        hits = [shown.find(form) for text in several for form in _forms(text) if form in shown]
-        places |= {name: min(hits)} if hits else {}
+        if hits := [shown.find(form) for text in several for form in _forms(text) if form in shown]:
+            places[name] = min(hits)
     return places
 
 
 def withhold(notebook: nbformat.NotebookNode, texts: dict[str, list[str]], kept: set[str]) -> None:
     """Put ids in the place of texts, and leave out the cells that show tokens of a dialogue, and warnings."""
-    hidden = {
-        form: name
-        for name in shown_ids(notebook, texts)
-        if name not in kept
-        for text in texts[name]
-        for form in _forms(text)
-    }
+    names = [name for name in shown_ids(notebook, texts) if name not in kept]
+    hidden = {form: name for name in names for text in texts[name] for form in _forms(text)}
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         shows_tokens = any(mark in cell.source for mark in TOKENS)
         cell.outputs = [] if shows_tokens else [output for output in cell.outputs if output.get("name") != "stderr"]

@@ -249,18 +249,13 @@ def test_steps_are_compiled_where_that_pays(tiny, monkeypatch, method, examples,
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0 pytest -k fp16")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_fp16_learns_what_bf16_does_and_skips_what_overflows(tiny, tmp_path, compiled):
-    """Loss scaling starts where gradients overflow, and weights never see one."""
-    losses = {}
-    for name in ("bf16", "fp16"):
-        folder = tmp_path / name
-        options = {"bf16": name == "bf16", "fp16": name == "fp16", **QUIET}
-        trainer = trainer_of(tiny, replace(TINY, epochs=8), folder, kind=AcceleratedTrainer, **options)
-        trainer.is_fast &= compiled
-        if name == "fp16":
-            trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
-        trainer.train()
-        assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
-        losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert 10 < trainer.costs()["skipped_steps"] < 30  # halved once per skipped step
-    assert losses["fp16"][-1] < losses["fp16"][0] and losses["fp16"][-1] == pytest.approx(losses["bf16"][-1], rel=0.3)
+def test_fp16_skips_steps_that_overflow_and_learns_from_the_others(tiny, tmp_path, compiled):
+    trainer = trainer_of(
+        tiny, replace(TINY, epochs=8), tmp_path, kind=AcceleratedTrainer, bf16=False, fp16=True, **QUIET
+    )
+    trainer.is_fast &= compiled
+    trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)  # halved by each step that overflows
+    trainer.train()
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert 10 < trainer.costs()["skipped_steps"] < 30 and losses[-1] < losses[0]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from helpers import SHARED, tiny_experiment, tiny_rows, write_jsonl
 
-from dialogue_summarization import data, experiments
+from dialogue_summarization import data, experiments, hub
 from dialogue_summarization.errors import ConfigurationError, DataError
 
 HEADER = "id,dialogue,summary\n"
@@ -198,7 +198,7 @@ def test_rows_of_the_source_are_remembered_for_each_summary():
 def test_empty_rows_of_a_hub_data_set_are_left_out_and_counted(monkeypatch, capsys, column, empty):
     rows = tiny_rows(3)
     rows[1] |= {column: empty}
-    monkeypatch.setattr(data, "go_offline_if_silent", lambda: None)
+    monkeypatch.setattr(hub, "go_offline_if_silent", lambda: None)
     monkeypatch.setattr(data.datasets, "load_dataset", lambda source: dict.fromkeys(data.SPLITS, rows))
     splits = data.load_source("nobody/talks")
     assert splits["test"]["id"][:] == ["d_0", "d_2"] and splits["test"]["row_numbers"][:] == [[1], [3]]

@@ -17,7 +17,7 @@ import torch
 from helpers import interrupt, tiny_experiment, tiny_model, tiny_rows, with_data
 from rouge_score import rouge_scorer
 
-from dialogue_summarization import data, experiments, hardware, report, runs, study, training
+from dialogue_summarization import data, experiments, hardware, hub, report, runs, study, training
 from dialogue_summarization.errors import RecordError
 from dialogue_summarization.evaluation import comparison, systems
 from dialogue_summarization.experiments import METHODS
@@ -332,7 +332,7 @@ def test_runs_are_collected_in_order_or_from_the_reference(made, tmp_path, monke
 def test_a_record_keeps_what_was_left_out_of_a_hub_data_set(tiny, tmp_path, monkeypatch):
     rows = tiny_rows(4)
     rows[2] |= {"summary": None}
-    monkeypatch.setattr(data, "go_offline_if_silent", lambda: None)
+    monkeypatch.setattr(hub, "go_offline_if_silent", lambda: None)
     monkeypatch.setattr(data.datasets, "load_dataset", lambda source: dict.fromkeys(data.SPLITS, rows))
     run = make(replace(tiny, dataset="nobody/talks"), "zero-shot", tmp_path)
     said = "rows without a dialogue or a summary, left out: 1 of 4"

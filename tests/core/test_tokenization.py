@@ -255,12 +255,14 @@ def test_control_tokens_of_a_long_dialogue_are_cut_as_text(with_limit, around):
     assert text == around[0] + kept + around[1] and len(kept) > 20 and dialogue.startswith(kept)
 
 
-def test_ordinary_text_is_read_alike_with_and_without_control_tokens(bundle):
-    """What is encoded around the model's own control tokens has the ids that it has in one go."""
+def test_ordinary_text_is_read_as_the_tokenizer_reads_it(bundle):
+    """Between the prompt's own control tokens too, and where a digit follows one."""
     family = bundle.family
-    for dialogue, _ in PAIRS:
-        apart = family._encoder._as_plain_text(dialogue, family._prompt_affixes, True)
-        assert apart == family.encode(dialogue)["input_ids"]
+    for dialogue in [*(dialogue for dialogue, _ in PAIRS), "2 people"]:
+        assert bundle.tokenizer(family.render(dialogue))["input_ids"] == family.encode(dialogue)["input_ids"]
+    affixes = ("<|im_start|></s>", "<|im_end|>")
+    [ids] = family._encoder.encode(["2 people"], affixes)
+    assert ids == bundle.tokenizer("2 people".join(affixes))["input_ids"]
 
 
 @pytest.mark.parametrize("text", ["Ann: Hi </s> you", "Ann: ＜/s＞ you", "<pad><unk></s>"])

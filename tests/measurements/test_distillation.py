@@ -1,11 +1,13 @@
 """Averaged weights, choices among draws, and the data set to train on; of tiny runs with real records."""
 
+import json
+
 import pytest
 import torch
 from helpers import tiny_experiment
 from safetensors.torch import load_file
 
-from dialogue_summarization import data, experiments, runs, study
+from dialogue_summarization import data, experiments, models, study
 from measurements import __main__ as command
 from measurements import distillation
 
@@ -23,7 +25,7 @@ def test_a_choice_by_reference_and_one_by_agreement():
     assert distillation.nearest(DRAWN, "Ben has a red bike.") == "Ben sells a red bike."
 
 
-def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_path, monkeypatch):
+def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_path):
     folders = [str(run.folder) for run in two_runs]
     assert command.main(["distill", str(tiny_data), str(tmp_path / "out"), *folders]) == 0
     one, two = (load_file(run.weights / "model.safetensors") for run in two_runs)
@@ -31,15 +33,15 @@ def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_p
     assert list(mean) == list(one) and any(not torch.equal(one[name], two[name]) for name in one)
     for name, weight in mean.items():
         torch.testing.assert_close(weight, (one[name] + two[name]) / 2)
+    candidates = json.loads((tmp_path / "out" / "candidates.json").read_text("utf-8"))
+    assert {len(texts) for texts in candidates} == {2 * distillation.SAMPLES}
     source = data.load_source(str(tiny_data))
     for choice in distillation.CHOICES:
-        written = data.load_source(str(tmp_path / "out" / choice))
+        student = tiny_experiment(tmp_path / "out" / "average", tmp_path / "out" / choice)
+        written = data.load(student)
         for split in ("validation", "test"):
             assert written[split]["summaries"] == source[split]["summaries"]
         assert written["train"]["dialogue"] == source["train"]["dialogue"]
-        for both, [*own] in zip(written["train"]["summaries"], source["train"]["summaries"], strict=True):
-            assert both[:-1] == own and len(both) == len(own) + 1
-    student = experiments.experiment(
-        "quickstart", model=str(tmp_path / "out" / "average"), dataset=str(tmp_path / "out" / "mbr")
-    )
-    assert runs.read(two_runs[0].folder).config.model != student.model
+        both = zip(written["train"]["summaries"], source["train"]["summaries"], candidates, strict=True)
+        assert all(more[:-1] == own and more[-1] in texts for more, own, texts in both)
+    assert models.load_model(student).model.num_parameters() == sum(map(torch.numel, mean.values()))

@@ -43,15 +43,31 @@ def test_a_divergence_by_hand(tiny_models, tiny_data):
     assert row["agreement"] == pytest.approx((ours.argmax(-1) == theirs.argmax(-1)).double().mean().item())
 
 
+def test_an_intruder_is_a_large_direction_that_was_not_there(tiny_models, tiny_data):
+    base = models.load_model(tiny_experiment(tiny_models["llama"], tiny_data)).model
+    trained = models.load_model(tiny_experiment(tiny_models["llama"], tiny_data)).model
+    assert forgetting.count_intruders(trained, base) == 0
+    trained.model.layers[0].self_attn.q_proj.weight.data *= 3  # the same directions
+    assert forgetting.count_intruders(trained, base) == 0
+    weight = trained.model.layers[1].self_attn.o_proj.weight
+    left, values, right = torch.linalg.svd(weight.data)
+    torch.manual_seed(0)
+    mixed = torch.randn(len(left))  # near none of the 32: a cosine of 0.5 would be 2.8 standard deviations
+    weight.data += 100 * values[0] * torch.outer(mixed / mixed.norm(), right[0])
+    assert (left.T @ (mixed / mixed.norm())).abs().max() < forgetting.ALIKE
+    assert forgetting.count_intruders(trained, base) == 1 / 8  # of four projections in each of two layers
+
+
 def test_runs_are_measured_beside_the_base(tiny_models, tiny_data, tmp_path, monkeypatch):
     passages = tmp_path / "passages.csv"
     pd.DataFrame({"source": "here", "text": TEXTS}).to_csv(passages, index=False)
     monkeypatch.setattr(forgetting, "PASSAGES", passages)
     experiment = tiny_experiment(tiny_models["llama"], tiny_data)
     made = [study.run(experiment, experiments.method(name), outputs=tmp_path) for name in ("full", "lora-balanced")]
-    target = tmp_path / "forgetting.csv"
-    assert command.main(["forgetting", str(target), *(str(run.folder) for run in made)]) == 0
-    table = pd.read_csv(target)
+    assert command.main(["forgetting", str(tmp_path / "out"), *(str(run.folder) for run in made)]) == 0
+    table = pd.read_csv(tmp_path / "out" / "forgetting.csv")
+    assert list(table["passage"]) == [0, 1] * 3
+    assert list(pd.read_csv(tmp_path / "out" / "intruders.csv")["run"]) == ["full", "lora-balanced"]
     assert list(table["run"]) == ["zero-shot"] * 2 + ["full"] * 2 + ["lora-balanced"] * 2
     assert (table.loc[table["run"] == "zero-shot", "agreement"] == 1).all()
     assert table.loc[table["run"] == "full", "divergence"].min() > 0

@@ -10,6 +10,7 @@ Fine-tune a small language model to summarize dialogues, and compare zero-shot, 
 """
 
 import errno
+import importlib.util
 import io
 import os
 import sys
@@ -31,68 +32,61 @@ _USE = "Free some space or name another folder; what was finished is kept, and t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, 1 after an error that the user can mend, 130 after an interruption, or 141.
+    """Run the command line. Returns 0, 1 after an error that the user can mend, or 130 after an interruption.
 
-    The last is where whoever reads the output, as `head`, has read enough.
+    Returns 141 where whoever reads the output, as `head`, has read enough.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # where a console lacks a character
-    try:
-        try:
-            return _run(arguments)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
-        return 141
-
-
-def _run(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "quickstart")
-    options = _parser().parse_args(arguments)
-    for name, variable in {"device": "STUDY_DEVICE", "yes": "STUDY_YES"}.items():  # notebooks' kernels get them too
-        if getattr(options, name, None):
-            os.environ[variable] = str(getattr(options, name))
     try:
-        _function(options.command)(options)
+        try:
+            _run(_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+        return 141
     except KeyboardInterrupt:
         print("\nInterrupted. The same command resumes where it stopped.", file=sys.stderr)
         return 130
     except UserError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
+        said = str(error)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         from .execution import memory_advice
 
-        print(f"study: Memory is short. {memory_advice()}", file=sys.stderr)
-        return 1
+        said = f"Memory is short. {memory_advice()}"
     except OSError as error:
         if error.errno not in _UNUSABLE:
             raise
-        print(f"study: {error.filename or 'A file'} cannot be used: {error.strerror}. {_USE}", file=sys.stderr)
-        return 1
-    return 0
+        said = f"{error.filename or 'A file'} cannot be used: {error.strerror}. {_USE}"
+    print(f"study: {said}", file=sys.stderr)
+    return 1
 
 
-def _function(command: str) -> Callable[[Namespace], None]:
-    match command:  # only what is asked for is imported: most of it takes seconds
+def _run(options: Namespace) -> None:
+    for name in ("device", "yes", "report_to"):  # notebooks' kernels, and processes that are started, get them too
+        if getattr(options, name, None):
+            os.environ[f"STUDY_{name.upper()}"] = str(getattr(options, name))
+    match options.command:  # only what is asked for is imported: most of it takes seconds
         case "score":
-            from .score import score as function
+            from .trained import score as function
         case "compare":
-            from .score import compare as function
-        case "models":
-            from .models import print_models as function
+            from .trained import compare as function
         case "summarize":
             from .trained import summarize as function
         case "mbr":
             from .trained import decode as function
         case "likelihood":
             from .trained import measure_likelihoods as function
+        case "models":
+            from .models import print_models as function
         case "tune":
             from .tune import tune as function
         case "export":
@@ -102,10 +96,10 @@ def _function(command: str) -> Callable[[Namespace], None]:
         case "doctor":
             from .doctor import report as function
         case "class":
-            from .notebooks import copy_for_class as function
+            from .execution import copy_for_class as function
         case _:
             from .notebooks import run_experiment as function
-    return function
+    function(options)
 
 
 def _parser() -> ArgumentParser:
@@ -130,7 +124,7 @@ def _parser() -> ArgumentParser:
     making.add_argument("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
     making.add_argument("--set", action="append", metavar="NAME=VALUE", help=SET)
     making.add_argument("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
-    making.add_argument("--report-to", metavar="NAME,NAME", help=REPORT_TO)
+    making.add_argument("--report-to", type=_trackers, metavar="NAME,NAME", help=REPORT_TO)
     making.add_argument("--yes", action="store_true", help="start what takes hours on a CPU")
     scoring.add_argument("--allow-missing", action="store_true", help="score missing and empty summaries as empty")
 
@@ -174,3 +168,14 @@ def _parser() -> ArgumentParser:
     option = add("class", "copy the notebooks for a class, without outputs and answers")
     option("folder", type=Path, metavar="FOLDER", help="where the copies go: in the clone, beside notebooks/")
     return parser
+
+
+def _trackers(names: str) -> str:
+    """The names without blanks. Raises `UserError`; of a `ValueError` argparse would lose what it says."""
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in TRACKERS:
+            raise UserError(f"--report-to {name}: allowed are {', '.join(TRACKERS)}.")
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise UserError(f"--report-to {name}: the package is missing. `uv pip install {name}` installs it.")
+    return ",".join(chosen)

@@ -13,8 +13,7 @@ from ..errors import ConfigurationError, UserError
 from ..hub import SOCKS
 from ..models import ModelBundle
 from ..report import display_name
-from .long import summarize_long
-from .trained import announce
+from .trained import announce, summarize_long
 
 
 def serve(options: Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from .. import hardware, hub, packaged, runs
 from ..disk import require_writable
-from ..errors import ConfigurationError, ModelError, UserError
+from ..errors import ConfigurationError, UserError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, SAMPLE_DATA, Experiment
 from ..ranks import require_one_process
 from .execution import require_runtime_folder
@@ -36,19 +36,12 @@ def report(options: Namespace) -> None:
     print(f"Versions:       {', '.join(f'{name} {machine[name]}' for name in ('python', *runs.PACKAGES))}")
     print(f"Disk:           {disk.free / 1e9:.1f} GB free for {outputs}")
     print(f"Hub:            {hub_error or 'it answers'}; in {constants.HF_HUB_CACHE}: {', '.join(cached) or 'nothing'}")
-    print(f"Packaged model: {_packaged_error() or f'{packaged.gguf().name}, converted into {packaged.cache()}'}")
-    reasons = {name: problems(experiment, hub_error, cached) for name, experiment in EXPERIMENTS.items()}
-    for require in (
-        partial(require_writable, place),
-        packaged.require_cache,
-        require_runtime_folder,
-        require_one_process,
-    ):
-        try:
-            require()
-        except UserError as error:
-            reasons = {name: [str(error), *others] for name, others in reasons.items()}
+    print(f"Packaged model: {_error(packaged.gguf) or f'{packaged.gguf().name}, converted into {packaged.cache()}'}")
+    checks = (require_one_process, require_runtime_folder, packaged.require_cache, partial(require_writable, place))
+    of_all = [error for error in map(_error, checks) if error]
+    reasons = {}
     for name, experiment in EXPERIMENTS.items():
+        reasons[name] = [*of_all, *problems(experiment, hub_error, cached)]
         print(f"\n{name}: {experiment.title}")
         print("\n".join(f"  not here: {reason}" for reason in reasons[name]) or "  can run here")
     if reasons["quickstart"]:
@@ -57,9 +50,8 @@ def report(options: Namespace) -> None:
 
 def problems(experiment: Experiment, hub_error: str | None, cached: Sequence[str]) -> list[str]:
     """Why an experiment cannot run here, a sentence per reason; `cached` are the repositories in the Hub's cache."""
-    reasons = []
-    if experiment.model == PACKAGED_MODEL and _packaged_error():
-        reasons.append(_packaged_error())
+    missing = _error(packaged.gguf) if experiment.model == PACKAGED_MODEL else None
+    reasons = [missing] if missing else []
     for name in (experiment.model, experiment.dataset):
         if hub_error and name not in (PACKAGED_MODEL, SAMPLE_DATA, *cached):
             reasons.append(f"{name} is not in the Hub's cache, and {hub_error}. Give a folder (--model, --dataset).")
@@ -73,8 +65,8 @@ def problems(experiment: Experiment, hub_error: str | None, cached: Sequence[str
     return reasons
 
 
-def _packaged_error() -> str | None:
+def _error(check: Callable[[], object]) -> str | None:
     try:
-        packaged.gguf()
-    except ModelError as error:
+        check()
+    except UserError as error:
         return str(error)

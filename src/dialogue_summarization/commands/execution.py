@@ -1,10 +1,11 @@
-"""Execute notebooks one after the other in one kernel, each from an empty namespace, with one progress bar.
+"""Execute notebooks one after the other in one kernel, each from an empty namespace, or copy them for a class.
 
 A kernel of its own for each notebook would import torch and transformers again, which takes as long as training there.
 """
 
 import re
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
+from ..data import ROOT
 from ..disk import require_writable
-from ..errors import UserError
+from ..errors import ConfigurationError, UserError
 
 EMPTY = "get_ipython().reset(new_session=True)\nimport gc\ngc.collect()\ndel gc"
 _TQDM = re.compile(r"(?P<what>\w[\w -]*): +\d+%.*?(?P<done>\d+)/(?P<total>\d+) \[[\d:]+<(?P<left>[\d:]+)")
@@ -80,12 +82,13 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path, ending: 
     """Execute notebooks with their parameters, and keep each in a folder, failed or not, also as HTML.
 
     Returns what `ending` prints, which is executed after them: this process has not imported torch, their kernel has.
-
-    Raises:
-        UserError: A cell failed, or the kernel was ended from outside. What was finished is kept.
+    Raises `UserError` where a cell failed, or the kernel was ended from outside. What was finished is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    notebooks = {path: _with_parameters(path, parameters) for path, parameters in sources.items()}
+    notebooks = {}
+    for path, parameters in sources.items():
+        notebook, _ = ClearOutputPreprocessor().preprocess(load_notebook_node(str(path)), {})
+        notebooks[path] = parameterize_notebook(notebook, dict(parameters)) if parameters else notebook
     total = sum(len(notebook.cells) for notebook in notebooks.values())
     written: list[Future] = []
     layout = "{desc} {bar:20} {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
@@ -98,7 +101,7 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path, ending: 
                 try:
                     client.execute_all(notebook)
                 except (CellExecutionError, DeadKernelError) as error:
-                    raise UserError(f"{path.name} {_reason(error, notebook)}\n{_kept(folder / path.name)}") from error
+                    raise UserError(_what_failed(error, notebook, folder / path.name)) from error
                 finally:
                     written.append(writer.submit(_write, notebook, folder / path.name))
             printed = client.printed_by(ending)
@@ -107,34 +110,26 @@ def execute(sources: Mapping[Path, Mapping[str, object]], folder: Path, ending: 
     return printed
 
 
-def _with_parameters(path: Path, parameters: Mapping[str, object]) -> NotebookNode:
-    notebook, _ = ClearOutputPreprocessor().preprocess(load_notebook_node(str(path)), {})
-    return parameterize_notebook(notebook, dict(parameters)) if parameters else notebook
-
-
-def _reason(error: Exception, notebook: NotebookNode) -> str:
-    if not isinstance(error, CellExecutionError):
-        return f"stopped: its kernel was ended from outside, as a rule for want of memory. {memory_advice()}"
-    count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
-    reason = f"stopped in cell {count}: {error.ename}: {error.evalue}"
-    wants_memory = error.ename == "MemoryError" or "allocate memory" in error.evalue
-    return f"{reason}. {memory_advice()}" if wants_memory else reason
+def _what_failed(error: CellExecutionError | DeadKernelError, notebook: NotebookNode, target: Path) -> str:
+    if isinstance(error, CellExecutionError):
+        count = max(cell.get("execution_count") or 0 for cell in notebook.cells)
+        reason = f"stopped in cell {count}: {error.ename}: {error.evalue}"
+        if error.ename == "MemoryError" or "allocate memory" in error.evalue:
+            reason += f". {memory_advice()}"
+    else:
+        reason = f"stopped: its kernel was ended from outside, as a rule for want of memory. {memory_advice()}"
+    where = f"The notebook as far as it came: {target}."
+    if shutil.disk_usage(target.parent).free < 1 << 20:
+        where = f"The disk of {target.parent} is full: free some space, or name another folder (--outputs)."
+    return f"{target.name} {reason}\n{where} What was finished is kept. The same command resumes."
 
 
 def memory_advice() -> str:
     """How much memory there is, and what to do where it is too little."""
     memory = psutil.virtual_memory()
-    return (
-        f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory are free. Close other programs, run "
-        f"less at once (--runs zero-shot,lora-balanced), or take a smaller model (--model)."
-    )
-
-
-def _kept(path: Path) -> str:
-    where = f"The notebook as far as it came: {path}."
-    if shutil.disk_usage(path.parent).free < 1 << 20:
-        where = f"The disk of {path.parent} is full: free some space, or name another folder (--outputs)."
-    return f"{where} What was finished is kept. The same command resumes."
+    free = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory are free"
+    remedy = "run less at once (--runs zero-shot,lora-balanced), or take a smaller model (--model)"
+    return f"{free}. Close other programs, {remedy}."
 
 
 def _write(notebook: NotebookNode, target: Path) -> None:
@@ -146,3 +141,16 @@ def _write(notebook: NotebookNode, target: Path) -> None:
     nbformat.write(notebook, target)
     html, _ = HTMLExporter().from_notebook_node(notebook)
     target.with_suffix(".html").write_text(html, encoding="utf-8", newline="\n")
+
+
+def copy_for_class(options: Namespace) -> None:
+    """Write the notebooks into a folder, without outputs and without the answers to their exercises."""
+    if options.folder.exists():
+        raise ConfigurationError(f"{options.folder} is there already. Name a new folder.")
+    require_writable(options.folder, "Name another folder.")
+    for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(source, as_version=4), {})
+        for cell in notebook.cells:
+            cell.source = re.sub(r"\s*<details>.*?</details>", "", cell.source, flags=re.DOTALL)
+        nbformat.write(notebook, options.folder / source.name)
+        print(options.folder / source.name)

@@ -34,7 +34,7 @@ def export_command(options: Namespace) -> None:
     print("It loads with transformers and peft alone, and writes what the run's own model writes.")
 
 
-def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None = None) -> Path:
+def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None = None) -> None:
     """Write a run's model, or its adapter, into a new folder, and check that it loads without this package.
 
     `merge` writes a whole model with the adapter in its weights, `gguf` ("f16" or "q8_0") the same as one GGUF file. An
@@ -64,7 +64,7 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         target = Path(temporary) / "model"
         if gguf:
-            bundle.tokenizer.save_pretrained(target)
+            target.mkdir()
             file = target / f"model-{gguf}.gguf"
             gguf_file.write(bundle, file, gguf, f"{asked.experiment} {run.name}")
             modelfile = gguf_file.modelfile(bundle, file.name, settings)
@@ -78,7 +78,6 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None
         card.save(target / "README.md")
         _check(card, target, run, bundle, is_exact=gguf != "q8_0")
         target.rename(folder)
-    return folder
 
 
 def _public_name(source: str) -> str:

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import quantize
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from .. import hardware
 from ..errors import ConfigurationError, ModelError
@@ -27,7 +27,7 @@ CONVERTER = "llama.cpp's own convert_hf_to_gguf.py, on an export with --merge, m
 
 
 def write(bundle: ModelBundle, path: Path, kind: str, name: str) -> None:
-    """Write a model. Raises `ConfigurationError` where GGUF, or this function, does not have such a model."""
+    """Write a model, its tokenizer beside it. Raises `ConfigurationError` where no such file can be written."""
     config, model = bundle.model.config, bundle.model
     rope = getattr(config, "rope_parameters", None) or {}
     if config.model_type not in ARCHITECTURES or rope.get("rope_type") != "default":
@@ -51,7 +51,7 @@ def write(bundle: ModelBundle, path: Path, kind: str, name: str) -> None:
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, bundle, config)
+    _add_tokenizer(writer, bundle.tokenizer, config.vocab_size, path.parent)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     for own_name, weight in model.state_dict().items():
         if own_name == "lm_head.weight" and config.tie_word_embeddings:
@@ -75,14 +75,13 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, bundle: ModelBundle, config: PretrainedConfig) -> None:
-    tokenizer = bundle.tokenizer
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int, folder: Path) -> None:
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     pre = pre_tokenizer_name(content["pre_tokenizer"])
     if content["model"]["type"] != "BPE" or pre is None:
         raise ConfigurationError(f"GGUF files are written with byte-level BPE tokenizers alone. {CONVERTER}")
-    tokens = [f"[PAD{number}]" for number in range(config.vocab_size)]
-    types = [gguf.TokenType.UNUSED] * config.vocab_size
+    tokens = [f"[PAD{number}]" for number in range(size)]
+    types = [gguf.TokenType.UNUSED] * size
     for token, number in tokenizer.get_vocab().items():
         tokens[number], types[number] = token, gguf.TokenType.NORMAL
     for number, token in tokenizer.added_tokens_decoder.items():
@@ -91,14 +90,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, bundle: ModelBundle, config: Pretrai
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    merges = content["model"]["merges"]
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
-    for kind in ("bos", "eos", "pad"):
-        if (number := getattr(tokenizer, f"{kind}_token_id")) is not None:
-            getattr(writer, f"add_{kind}_token_id")(number)
-    writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    tokenizer.save_pretrained(folder)
+    special = gguf.SpecialVocab(folder, load_merges=True, special_token_types=("bos", "eos", "pad"))
+    special.add_special_token = {"bos": tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id}
+    special.chat_template = tokenizer.chat_template
+    special.add_to_gguf(writer, quiet=True)
 
 
 def pre_tokenizer_name(content: object) -> str | None:

@@ -1,15 +1,19 @@
-"""Commands on the model of a finished run: summarize a dialogue, decode for minimum Bayes risk, test likelihoods."""
+"""Commands on finished runs: score and compare them, as files of summaries, or use their models."""
 
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import disk, files, hardware, runs, study
+from datasets import Dataset
+
+from .. import data, disk, files, generation, hardware, report, runs, study
 from ..errors import ConfigurationError, DataError
-from ..evaluation import likelihood, mbr
+from ..evaluation import comparison, likelihood, mbr, systems
+from ..experiments import Generation
+from ..models import ModelBundle
+from ..texts import unify_line_ends
 from ..tokenization import Family
-from .long import summarize_long
 
 _COPY = "Copy the run's folder to where it can be, and name the copy."
 
@@ -28,6 +32,50 @@ def find_runs(place: Path) -> list[runs.Run]:
         if found := [path for path in (folder, *seeds) if (path / "config.json").exists()]:
             return [runs.read(path) for path in found]
     raise ConfigurationError(f"There is no run {place}. `study` makes the runs of quickstart.")
+
+
+def score(options: Namespace) -> None:
+    """Print the scores of one run or file with their intervals."""
+    [system], rows, missing = _systems_of([options.predictions], options)
+    if options.json:
+        print(disk.to_json(system.columns() | {"dialogues": len(rows), "missing": missing}))
+        return
+    print(comparison.leaderboard([system]).to_string())
+    print(f"\n{len(rows)} dialogues. {report.signature(rows)}")
+    if missing:
+        print(f"{missing} of them have no summary here and were scored as empty.")
+
+
+def compare(options: Namespace) -> None:
+    """Print scores, and differences with intervals and tests, of runs or files."""
+    if len(options.runs) < 2:
+        raise ConfigurationError("Name two runs or more to compare.")
+    loaded, rows, _ = _systems_of(options.runs, options)
+    print(comparison.leaderboard(loaded).to_string())
+    print(f"\n{comparison.pairwise(loaded, options.measure).to_string()}\n\n{report.signature(rows)}")
+
+
+def _systems_of(places: Sequence[Path], options: Namespace) -> tuple[list[systems.System], Dataset, int]:
+    """The systems in files or runs, the dialogues, and how many of these have no summary in a file."""
+    if odd := [place for place in places if place.is_file() and place.suffix.lower() not in files.SUFFIXES]:
+        raise DataError(f"{odd[0]}: summaries are read from files that end in {', '.join(files.SUFFIXES)}.")
+    records = {place: find_runs(place) for place in places if place.suffix.lower() not in files.SUFFIXES}
+    made = {run.config.data_fingerprint: run for several in records.values() for run in several}  # one of each data
+    if not made and not options.dataset:
+        raise ConfigurationError("Name the dialogues that the file summarizes: --dataset SOURCE.")
+    own = [runs.load_data(run, options.dataset or run.config.dataset) for run in made.values()]
+    if len({data.fingerprint({"test": splits["test"]}) for splits in own}) > 1:
+        raise DataError("These runs are of different test dialogues, and cannot be compared.")
+    rows, loaded, missing = (own[0] if own else data.load_source(options.dataset))[options.split], [], 0
+    for place in places:
+        if place in records:
+            loaded += systems.of_runs(records[place], rows)
+        else:
+            may_lack = options.allow_missing
+            system, texts = systems.of_file(place.stem, place, options.column, rows, allow_missing=may_lack)
+            loaded.append(system)
+            missing += (texts or []).count("")
+    return loaded, rows, missing
 
 
 def find_trained(place: Path) -> list[runs.Run]:
@@ -61,6 +109,31 @@ def summarize(options: Namespace) -> None:
     else:
         say_what_is_cut(bundle.family, [text.strip()])
     print(summary)
+
+
+def summarize_long(bundle: ModelBundle, dialogue: str, settings: Generation, how: str) -> tuple[str, int]:
+    """A summary, and of how many parts of the dialogue it is: 1 where it fits, or `how` is "cut".
+
+    With "split" the parts' summaries are summarized. No scored run does it: that is not what was trained.
+    """
+    dialogue = unify_line_ends(dialogue)
+    parts = first = split(bundle.family, dialogue) if how == "split" else [dialogue]
+    while len(parts) > 1:
+        text = "\n".join(generation.summarize(bundle, parts, settings, progress=False))
+        is_shorter = len(text) < sum(map(len, parts))  # or it would never fit
+        parts = split(bundle.family, text) if is_shorter else [text]
+    return generation.summarize(bundle, parts, settings, progress=False)[0], len(first)
+
+
+def split(family: Family, text: str) -> list[str]:
+    """The text in parts that fit, halved between turns; a single turn between words, a single word anywhere."""
+    if not family.encode(text)["truncated"]:
+        return [text]
+    glue = next((glue for glue in ("\n", " ") if glue in text), "")
+    units = text.split(glue) if glue else list(text)
+    middle = len(units) // 2
+    halves = (glue.join(units[:middle]), glue.join(units[middle:]))
+    return [part for half in halves if half.strip() for part in split(family, half)]
 
 
 def say_what_is_cut(family: Family, dialogues: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from ..intervals import interval
 from ..prepared import PreparedRun
 from ..rouge import score_dialogues
 from ..training import SummarizationTrainer
-from .notebooks import asked_experiment, report_to
+from .notebooks import asked_experiment
 
 MEASURES = ["rouge1", "rouge2", "rougeL"]  # a rate is chosen by their mean
 FEWEST = 10  # dialogues that can tell two rates apart
@@ -36,11 +36,8 @@ def tune(options: Namespace) -> None:
     tried = [asked_experiment(options.experiment, options, [run.name], [setting]) for setting in chosen]
     by_rate = {one.settings_for(run).learning_rate: one for one in tried}
     if len(by_rate) < 2:
-        raise ConfigurationError(
-            f"--learning-rate {options.learning_rate}: allowed are two rates or more, as 5e-4,1e-3."
-        )
-    if options.report_to:
-        report_to(options.report_to)
+        given = f"--learning-rate {options.learning_rate}"
+        raise ConfigurationError(f"{given}: allowed are two rates or more, as 5e-4,1e-3.")
     outputs, base = options.outputs or runs.OUTPUTS, asked_experiment(options.experiment, options, [run.name])
     splits = data.load(base)
     validation = data.drop_near_duplicates(splits["validation"], splits["train"])
@@ -67,19 +64,17 @@ def tune(options: Namespace) -> None:
 def score_rate(prepared: PreparedRun, validation: datasets.Dataset) -> pd.DataFrame:
     """ROUGE of each validation dialogue, from where it is kept or by training what is not trained yet."""
     path = (prepared.folder if prepared.record else prepared.tmp_dir) / "validation.csv"
-    if not path.exists() or prepared.needs_training:
-        if prepared.needs_training:
-            trainer = study.make_trainer(prepared, validation)
-            scores = train_and_score(trainer, prepared.checkpoint)
-            prepared.save(trainer)
-            shutil.rmtree(prepared.checkpoints, ignore_errors=True)
-        else:
-            bundle, greedy = study.load_trained(prepared), replace(prepared.generation, num_beams=1)
-            texts = generation.summarize(bundle, list(validation["dialogue"]), greedy)
-            scores = score_dialogues(texts, validation["summaries"])
+    if prepared.needs_training:
+        trainer = study.make_trainer(prepared, validation)
+        scores = train_and_score(trainer, prepared.checkpoint)
+        prepared.save(trainer)
+        shutil.rmtree(prepared.checkpoints, ignore_errors=True)
         write_csv(path, scores)
-    if prepared.lock:
-        unlock(prepared.lock)
+    elif not path.exists():
+        bundle, greedy = study.load_trained(prepared), replace(prepared.generation, num_beams=1)
+        texts = generation.summarize(bundle, list(validation["dialogue"]), greedy)
+        write_csv(path, score_dialogues(texts, validation["summaries"]))
+    unlock(prepared.lock)
     return pd.read_csv(path)
 
 
@@ -113,9 +108,8 @@ def verdict(scores: Mapping[float, pd.DataFrame], rates: Sequence[float]) -> tup
     others = [rate for rate in means if rate != best]
     near = [rate for rate in others if dialogues < FEWEST or compare(means[best], means[rate]).low <= 0]
     if near:
-        said.append(
-            f"Within noise of it: {', '.join(f'{rate:g}' for rate in near)}. More validation dialogues tell more."
-        )
+        listed = ", ".join(f"{rate:g}" for rate in near)
+        said.append(f"Within noise of it: {listed}. More validation dialogues tell more.")
     elif others:
         said.append("The others are worse by more than noise (the intervals exclude 0).")
     if best in (rates[0], rates[-1]):

@@ -1,8 +1,4 @@
-"""Where systems stand, and how sure their differences are: the tables and the figure that compare them.
-
-A difference counts when its p-value, corrected for the number of pairs (Holm), is below 0.05. "As good as" counts when
-the equivalence test says so, never because no difference was shown.
-"""
+"""Where systems stand, and how sure their differences are: the tables and the figure that compare them."""
 
 import itertools
 from collections.abc import Sequence
@@ -35,7 +31,6 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
 
     "Form only" is ROUGE-1 against other dialogues' references, and "above form" how much more the own ones give.
     Validation loss is before training, where it was measured, and after; seeds come with the range of their ROUGE-L.
-
     "Gap closed" is in ROUGE-L, from the best baseline (0 %) to the references (100 %), if these are clearly above.
     With `test`, published systems that are not among `systems` are rows too, as they were scored once.
     """
@@ -43,15 +38,15 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
     scores = pd.DataFrame(rows).set_index("system")
     if test is not None:
         recorded = published_scores(test).drop(index=scores.index, errors="ignore")
-        scores = pd.concat([scores, recorded.assign(kind="published")]).fillna(dict.fromkeys(DETAILS, "–"))
+        scores = pd.concat([scores, recorded.assign(kind="published")])
     scores = scores.sort_values("rougeL", ascending=False, kind="stable")
     scores = scores.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable")
     table = scores[["kind"]].copy()
     for name in TYPES:
         table[HEADINGS[name]] = [from_columns(row, name) for _, row in scores.iterrows()]
     for heading in DETAILS:
-        if (scores[heading] != "–").any():
-            table[heading] = scores[heading]
+        if heading in scores:
+            table[heading] = scores[heading].fillna("–")
     references, copies = ([one for one in systems if one.kind == kind] for kind in ("reference", "baseline"))
     if references and copies:
         start = max(copies, key=lambda one: one.score("rougeL"))
@@ -63,9 +58,9 @@ def leaderboard(systems: Sequence[System], test: Dataset | None = None) -> pd.Da
 
 
 def _details(one: System) -> dict[str, str]:
-    details = dict.fromkeys(DETAILS, "–")
+    details = {}
     if not np.isnan(one.form_only):
-        details |= {"form only": f"{one.form_only:z.3f}", "above form": f"{one.score('rouge1') - one.form_only:z.3f}"}
+        details = {"form only": f"{one.form_only:z.3f}", "above form": f"{one.score('rouge1') - one.form_only:z.3f}"}
     if one.kind == "run":
         scores = one.scores("rougeL").mean(axis=1)
         spread = f": {scores.min():.3f} to {scores.max():.3f}" if len(scores) > 1 else ""
@@ -85,7 +80,7 @@ def _details(one: System) -> dict[str, str]:
 def pairwise(systems: Sequence[System], measure: str) -> pd.DataFrame:
     """A row per pair, the better one first: its difference, tests of it and of equivalence in ROUGE-1, verdict.
 
-    Holm's correction is for the number of pairs, in both tests.
+    Holm's correction is for the number of pairs, in both tests. A missing difference is never called "as good as".
     """
     pairs = list(itertools.combinations(sorted(systems, key=lambda one: -one.score(measure)), 2))
     gaps = [compare(one.scores(measure), other.scores(measure)) for one, other in pairs]
@@ -113,10 +108,9 @@ def _p(value: float) -> str:
 
 def planned_comparison(systems: Sequence[System]) -> pd.DataFrame:
     """Whether `lora-balanced` is as good as `full` in ROUGE-1: the one pair named before the runs were made."""
-    both = [
-        one for one in systems if one.name.removesuffix(" (reference)").rpartition(": ")[2] in ("full", "lora-balanced")
-    ]
-    return pairwise(both, "rouge1")
+    methods = [one.name.removesuffix(" (reference)").rpartition(": ")[2] for one in systems]
+    planned = [one for one, name in zip(systems, methods, strict=True) if name in ("full", "lora-balanced")]
+    return pairwise(planned, "rouge1")
 
 
 def standings(systems: Sequence[System], measure: str = "rougeL", committed: Sequence[Run] = ()) -> Figure:

@@ -33,11 +33,8 @@ def costs(runs: Sequence[Run], price_per_hour: float | None = None) -> pd.DataFr
 def cost_measures(run: Run, price_per_hour: float | None = None) -> dict[str, float]:
     """What a run cost: percent of the parameters trained, seconds, GB, Wh of the GPU, money, MB saved. Absent: unknown.
 
-    Whoever has the base model needs the adapter, all weights as fp32, or nothing.
-
-    Args:
-        run: The run.
-        price_per_hour: Of one device, in any currency; the price is of training and generating, on all devices.
+    What is saved is the adapter, all weights in fp32, or nothing. `price_per_hour` is of one device, in any currency;
+    the price is of training and generating, on all devices.
     """
     known = run.metrics
     measures: dict[str, float] = {"trained": 100 * known["trainable_parameters"] / known["parameters"]}

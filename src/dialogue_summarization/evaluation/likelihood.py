@@ -42,10 +42,9 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         found = pd.read_csv(run.folder / "likelihood.csv", encoding="utf-8")
         is_right = found["reference"] > found["wrong"]
-        rows[display_name(run)] = {
-            f"{kind} (n = {len(right)})": with_interval(right.mean(), interval(right), ".0%")
-            for kind, right in is_right.groupby(found["kind"], sort=False)
-        }
+        row = rows.setdefault(display_name(run), {})
+        for kind, right in is_right.groupby(found["kind"], sort=False):
+            row[f"{kind} (n = {len(right)})"] = with_interval(right.mean(), interval(right), ".0%")
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run").fillna("–")
 
 

@@ -56,13 +56,12 @@ def text(runs: Sequence[Run], test: datasets.Dataset) -> str:
     """The same to read: the table with baselines and humans, the tests of all differences, and how it was made."""
     systems = all_systems(runs, test)
     ours = [one for one in systems if one.kind == "run"]
+    earlier = collect("earlier", runs[0].folder.parents[1])
     tables = {
         f"# Results of {runs[0].config.experiment}\n\n{SCORES}": leaderboard(systems, test),
         f"## Is LoRA as good as full fine-tuning?\n\n{PLANNED}": planned_comparison(ours),
         f"## Differences in ROUGE-L\n\n{TESTS}": pairwise(ours, "rougeL"),
-        f"## Decoded by minimum Bayes risk\n\n{BAYES_RISK}": by_minimum_bayes_risk(
-            [*runs, *collect("earlier", runs[0].folder.parents[1])]
-        ),
+        f"## Decoded by minimum Bayes risk\n\n{BAYES_RISK}": by_minimum_bayes_risk([*runs, *earlier]),
     }
     sections = []
     for introduction, shown in tables.items():

@@ -17,7 +17,6 @@ from ..intervals import RESAMPLES, resampled_means
 
 MARGIN = 0.01  # of ROUGE-1: the largest difference that "as good as" allows
 LEVEL = 0.05  # below which a p-value counts
-TOO_FEW = "too few to say"
 DETECTABLE = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))  # standard errors: found at 5 % with 80 % power
 
 
@@ -89,4 +88,4 @@ def verdict(p: float, p_equivalent: float, can_say: bool = True) -> str:
         return "differ, by less than the margin" if p_equivalent < LEVEL else "differ"
     if p_equivalent < LEVEL:
         return "as good as each other"
-    return "no significant difference" if can_say else TOO_FEW
+    return "no significant difference" if can_say else "too few to say"

@@ -1,6 +1,5 @@
 """The records of a sweep: one CSV file per search space, one row per trial, written as soon as the trial is done."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import filelock
@@ -33,9 +32,8 @@ def read(path: Path) -> pd.DataFrame:
         if list(table) != list(COLUMNS):
             raise ValueError(f"it is no file of this sweep, with the columns {', '.join(map(str, table))}")
         table = table.astype(NUMBERS)
-        if table[REQUIRED].isna().any(axis=None) or table.loc[table["diverged"] == 0, list(SCORES)].isna().any(
-            axis=None
-        ):
+        scored = table.loc[table["diverged"] == 0, list(SCORES)]
+        if table[REQUIRED].isna().any(axis=None) or scored.isna().any(axis=None):
             raise ValueError("a row is not filled in")
         if table["key"].duplicated().any():
             raise ValueError("a trial is there twice")
@@ -44,13 +42,11 @@ def read(path: Path) -> pd.DataFrame:
     return table
 
 
-def append(path: Path, row: Mapping[str, object]) -> None:
+def append(path: Path, row: dict[str, object]) -> None:
     """Add a trial: the file is whole at any time, and several processes may add to it. Raises what `read` raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
-        table = read(path)
-        added = pd.DataFrame([row], columns=COLUMNS).astype(table.dtypes.to_dict())
-        write_csv(path, added if table.empty else pd.concat([table, added], ignore_index=True))
+        write_csv(path, pd.concat([read(path), pd.DataFrame([row], columns=COLUMNS).astype(NUMBERS)]))
 
 
 def score(table: pd.DataFrame) -> pd.Series:

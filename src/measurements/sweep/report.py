@@ -35,8 +35,7 @@ AT_END = "cannot tell: a best rate lies at the end of those tried"
 
 def load(folder: Path, name: str) -> pd.DataFrame:
     """The trials of a search space and of its repeats, without those that diverged. Raises `RecordError`."""
-    tables = [records.read(folder / f"{file}.csv") for file in (name, f"{name}-repeats")]
-    table = pd.concat([one for one in tables if len(one)] or tables[:1], ignore_index=True)
+    table = pd.concat([records.read(folder / f"{file}.csv") for file in (name, f"{name}-repeats")])
     return table[table["diverged"] == 0].reset_index(drop=True)
 
 
@@ -75,13 +74,10 @@ def methods(tested: Sequence[systems.System], trials: pd.DataFrame) -> pd.DataFr
         trial = own.iloc[place]
         end = {0: "<", len(own) - 1: ">"}.get(place, "") if len(own) > 1 else ""
         row = {"method": one.name, "rate": f"{end}{trial['learning_rate']:.2g}", "seeds": len(one.runs)}
-        row |= {
-            report.HEADINGS[name]: report.with_interval(one.score(name), one.interval(name)) for name in rouge.TYPES[:3]
-        }
-        row |= {"over balanced": "–", "verdict": "–"}
-        if one.name in distances:
-            mean, low, high, row["verdict"] = distances[one.name]
-            row["over balanced"] = f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
+        for name in rouge.TYPES[:3]:
+            row[report.HEADINGS[name]] = report.with_interval(one.score(name), one.interval(name))
+        *over, said = distances.get(one.name, (np.nan, np.nan, np.nan, "–"))
+        row |= {"over balanced": report.with_interval(over[0], over[1:], "+.1%"), "verdict": said}
         row |= {"trained": f"{trial['trainable_parameters'] / trial['parameters']:.2%}", "steps": trial["steps_are"]}
         row |= {"training s": round(trial["train_seconds"]), "peak GB": round(trial["peak_memory_bytes"] / 1e9, 1)}
         rows.append(row | {"adapter MB": round(trial["adapter_bytes"] / 1e6, 1)})
@@ -117,7 +113,6 @@ def claims(grid: pd.DataFrame, tested: Sequence[systems.System] = ()) -> pd.Data
     rows, distances = list(_grid_comparisons(best_rates(grid))), over_balanced(tested)
     rows += [(VARIANTS_NEAR, name, distances[name][:3], False) for name in VARIANTS if name in distances]
     cells = []
-    rows.sort(key=lambda row: list(HOLDS_BETWEEN).index(row[0]))
     for claim, compared, (mean, low, high), at_end in rows:
         least, most = HOLDS_BETWEEN[claim]
         said = "does not hold" if low >= most or high <= least else "cannot tell"
@@ -139,8 +134,7 @@ def best_rates(grid: pd.DataFrame) -> pd.DataFrame:
         trials = trials.sort_values("learning_rate")
         rates, losses = np.log10(trials["learning_rate"].to_numpy()), trials["eval_loss"].to_numpy()
         place = int(losses.argmin())
-        at_end = place in (0, len(losses) - 1)
-        rate = rates[place]
+        rate, at_end = rates[place], place in (0, len(losses) - 1)
         if not at_end:
             around = slice(place - 1, place + 2)
             curve = np.polyfit(rates[around] - rate, losses[around], 2)
@@ -151,10 +145,8 @@ def best_rates(grid: pd.DataFrame) -> pd.DataFrame:
 
 def over_seeds(values: Sequence[float]) -> np.ndarray:
     """The mean and the ends of its t-interval, which one seed leaves without bounds."""
-    values = np.asarray(values, dtype=float)
-    count = len(values)
-    half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5 if count > 1 else np.inf
-    return values.mean() + np.array([0, -half, half])
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.inf
+    return np.mean(values) + np.array([0, -half, half])
 
 
 def _grid_comparisons(best: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray, bool]]:
@@ -162,24 +154,22 @@ def _grid_comparisons(best: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray
     tried = best[best["rates_tried"] >= 3]
     ladder = tried[tried["targets"] == "all linear"].sort_values("rank", kind="stable")
     doubled = ladder[(ladder["alpha"] == 2 * ladder["rank"]) & (ladder["alpha"] != ALPHA)]["method"].unique()
-    pairs = [(claim, name, "full") for claim in (TEN_TIMES, MEETS_FULL) for name in _repeated(tried)]
+    pairs = [(TEN_TIMES, name, "full") for name in _repeated(tried)]
     for names in (_repeated(ladder[ladder["alpha"] == ALPHA]), doubled):
         pairs += [(SAME_RATE, names[-1], names[0])] if len(names) > 1 else []
     attention, mlp = (_repeated(best[best["targets"] == targets]) for targets in ("attention", "MLP"))
     pairs += [(ATTENTION_BEHIND, one, other) for one in attention for other in mlp]
+    pairs += [(MEETS_FULL, name, "full") for name in _repeated(tried)]
     rates, ends = (tried.pivot(index="seed", columns="method", values=name) for name in ("log_rate", "at_end"))
     losses = best.pivot(index="seed", columns="method", values="eval_loss")
+    ended = set(tried.loc[tried["at_end"].astype(bool), "method"])
     for claim, one, other in pairs:
         is_rate = claim in (TEN_TIMES, SAME_RATE)
         values = (rates if is_rate else losses).reindex(columns=[one, other]).dropna()
         if values.empty:
             continue
         effect = over_seeds(values[one] - values[other])
-        at_end = (
-            claim == ATTENTION_BEHIND
-            and effect[1] > 0
-            and one in set(tried.loc[tried["at_end"].astype(bool), "method"])
-        )
+        at_end = claim == ATTENTION_BEHIND and effect[1] > 0 and one in ended
         if is_rate:
             effect, at_end = 10**effect, bool(ends.loc[values.index, [one, other]].any(axis=None))
         yield claim, f"{_title(best, one)}; {_title(best, other)}", effect, at_end

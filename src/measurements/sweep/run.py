@@ -18,11 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from dialogue_summarization import data, errors, experiments, models, runs, study
+from dialogue_summarization import data, disk, errors, experiments, models, runs, study
 from dialogue_summarization.commands.tune import train_and_score
-from dialogue_summarization.disk import lock_run
 from dialogue_summarization.experiments import Experiment
 from dialogue_summarization.prepared import PreparedRun
 
@@ -32,7 +31,6 @@ from .trials import SearchSpace, Trial, search_space
 
 VALIDATION = 250  # dialogues at most: a trial costs seconds
 Part = tuple[int, int]  # number and count
-Prepared = tuple[Trial, PreparedRun]
 
 
 class Common(NamedTuple):
@@ -55,20 +53,20 @@ def main(names: Sequence[str], dataset: str, outputs: Path, part: Part, compiled
 def load(experiment: Experiment, source: str) -> Common:
     """The experiment on the dialogues of a source; for validation `VALIDATION` at most, no near-duplicates of train."""
     splits = data.load_source(source)
-    if Path(source).is_dir():  # a record names the data, not where they lie on this machine
-        source = Path(source).resolve().name
-    validation = data.drop_near_duplicates(splits["validation"], splits["train"])
-    chosen = np.sort(np.random.default_rng(0).permutation(len(validation))[:VALIDATION])
-    splits = DatasetDict({**splits, "validation": validation.select(chosen)})
-    return Common(replace(experiment, dataset=source), splits)
+    # A record names the data, not where they lie on this machine.
+    name = Path(source).resolve().name if Path(source).is_dir() else source
+    splits["validation"] = _drawn(data.drop_near_duplicates(splits["validation"], splits["train"]), VALIDATION, 0)
+    return Common(replace(experiment, dataset=name), splits)
 
 
 def sample(splits: DatasetDict, train_fraction: float, seed: int) -> DatasetDict:
     """The splits with a fraction of the training dialogues; of one seed a smaller one is part of a larger one."""
-    train = splits["train"]
-    count = max(1, round(train_fraction * len(train)))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:count])
-    return DatasetDict({**splits, "train": train.select(chosen)})
+    count = max(1, round(train_fraction * len(splits["train"])))
+    return DatasetDict({**splits, "train": _drawn(splits["train"], count, seed)})
+
+
+def _drawn(rows: Dataset, count: int, seed: int) -> Dataset:
+    return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:count]))
 
 
 def run(space: SearchSpace, common: Common, outputs: Path, part: Part = (1, 1), compiled: bool = True) -> list[str]:
@@ -88,13 +86,9 @@ def run(space: SearchSpace, common: Common, outputs: Path, part: Part = (1, 1), 
         RecordError: The space's file is damaged or of another sweep.
     """
     path, failures = outputs / f"{space.name}.csv", []
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = (Path(temporary) / f"{number}" / "run" for number in itertools.count())
-        prepared = [
-            (trial, prepare(trial, common, folder)) for trial, folder in zip(space.trials, folders, strict=False)
-        ]
-        foreign = set(records.read(path)["key"]) - {one.config.key for _, one in prepared}
-        if foreign:
+    with tempfile.TemporaryDirectory() as root:
+        prepared = [(trial, prepare(trial, common, Path(root, str(place)))) for place, trial in enumerate(space.trials)]
+        if foreign := set(records.read(path)["key"]) - {one.config.key for _, one in prepared}:
             raise errors.RecordError(
                 f"{path} holds {len(foreign)} trials of another sweep (other data, settings or model): {min(foreign)}. "
                 f"Name another folder with --outputs."
@@ -115,13 +109,13 @@ def run(space: SearchSpace, common: Common, outputs: Path, part: Part = (1, 1), 
 
 
 def prepare(trial: Trial, common: Common, folder: Path) -> PreparedRun:
-    """The run that a trial is, to be made in a folder."""
+    """The run that a trial is, to be made in a folder of its own."""
     experiment, splits = trial.experiment(common.experiment), sample(common.splits, trial.train_fraction, trial.seed)
     config = study.make_config(experiment, trial.method, trial.seed, splits)
-    return PreparedRun(experiment, trial.method, splits, config, folder)
+    return PreparedRun(experiment, trial.method, splits, config, folder / "run")
 
 
-def _run_rates(rates: list[Prepared], space: SearchSpace, path: Path, compiled: bool) -> None:
+def _run_rates(rates: list[tuple[Trial, PreparedRun]], space: SearchSpace, path: Path, compiled: bool) -> None:
     """Trials that differ in their learning rate alone; the best of them is tested, where the space is."""
     for trial, prepared in rates:
         if prepared.config.key not in set(records.read(path)["key"]):
@@ -144,7 +138,7 @@ def _test(trial: Trial, prepared: PreparedRun, folder: Path, compiled: bool) -> 
     if prepared.needs_training:  # trained in an earlier sitting: its weights are gone
         train(trial, prepared, compiled)
     final = replace(prepared, folder=folder)
-    final = replace(final, lock=lock_run(final.tmp_dir))
+    final = replace(final, lock=disk.lock_run(final.tmp_dir))
     shutil.rmtree(final.tmp_dir, ignore_errors=True)
     shutil.move(prepared.tmp_dir, final.tmp_dir)
     shutil.rmtree(study.finish(final).weights)
@@ -171,9 +165,8 @@ def train(trial: Trial, prepared: PreparedRun, compiled: bool) -> dict[str, obje
     except errors.TrainingDiverged as error:
         print(error, flush=True)
         row |= {"diverged": 1} | models.count_parameters(trainer.model)
-    row |= {"epochs": trial.epochs, "steps": trainer.state.global_step}
-    row["train_tokens"] = sum(map(len, trainer.train_dataset["labels"]))
-    row["steps_are"] = "fast" if getattr(trainer, "is_fast", False) else "plain"
+    row |= {"steps": trainer.state.global_step, "train_tokens": sum(map(len, trainer.train_dataset["labels"]))}
+    row |= {"epochs": trial.epochs, "steps_are": "fast" if getattr(trainer, "is_fast", False) else "plain"}
     del trainer
     clear_device_cache(garbage_collection=True)
     return runs.environment() | row | {"seconds": round(time.perf_counter() - start, 2)}

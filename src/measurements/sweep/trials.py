@@ -54,9 +54,8 @@ class Trial:
 
     def experiment(self, base: Experiment) -> Experiment:
         """The base experiment with this trial's settings."""
-        settings = base.settings_for(self.method)
-        settings = replace(settings, learning_rate=self.learning_rate, epochs=self.epochs, **SETTINGS)
-        return replace(base, settings={self.method.name: settings})
+        changes = {"learning_rate": self.learning_rate, "epochs": self.epochs} | SETTINGS
+        return replace(base, settings={self.method.name: replace(base.settings_for(self.method), **changes)})
 
     @property
     def lora_columns(self) -> dict[str, object]:
@@ -90,8 +89,7 @@ def search_space(name: str, experiment: Experiment, train_dialogues: int, output
     """
     if name not in SPACES:
         raise ConfigurationError(f"There is no search space {name!r}. There are: {', '.join(SPACES)}.")
-    trials = SPACES[name](experiment, train_dialogues, outputs)
-    return SearchSpace(name, trials, tested=not name.startswith("grid"))
+    return SearchSpace(name, SPACES[name](experiment, train_dialogues, outputs), tested=not name.startswith("grid"))
 
 
 def methods(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
@@ -120,14 +118,16 @@ def grid(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Tr
 def grid_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
     """Two more seeds of what the claims rest on.
 
-    Of the learning rates: full's best with its neighbours, all rates of three ranks. Of the target modules: attention
-    and MLP at their best rates, attention with more parameters than the MLP too.
+    Of the learning rates: full's best with its neighbours, or the three at an end where it lies there, and all rates of
+    three ranks. Of the target modules: attention and MLP at their best rates, attention with more parameters than the
+    MLP too.
     """
 
     def best(name: str) -> float:  # by loss, which says more than ROUGE where differences are small
         return _best_rate(outputs / "grid.csv", name, lambda table: -table["eval_loss"])
 
-    chosen = [(method("full"), _with_neighbours(best("full"), GRID_FULL_RATES))]
+    start = min(max(GRID_FULL_RATES.index(best("full")) - 1, 0), len(GRID_FULL_RATES) - 3)
+    chosen = [(method("full"), GRID_FULL_RATES[start : start + 3])]
     chosen += [(grid_lora(rank, "all linear"), GRID_RATES) for rank in (1, 16, 128)]
     for adapter in (grid_lora(16, "attention"), grid_lora(64, "attention"), grid_lora(16, "MLP")):
         chosen.append((adapter, [best(adapter.name)]))
@@ -168,10 +168,3 @@ def _best_rate(path: Path, name: str, score: Callable[[pd.DataFrame], pd.Series]
     if table.empty:
         raise ConfigurationError(f"{path} holds no trial of {name}: make the search space {path.stem} first.")
     return float(table.loc[score(table).idxmax(), "learning_rate"])
-
-
-def _with_neighbours(rate: float, rates: Sequence[float]) -> Sequence[float]:
-    """A rate with the one below and above it, or the three at the end where it is the first or last."""
-    place = min(range(len(rates)), key=lambda number: abs(math.log(rates[number] / rate)))
-    start = min(max(place - 1, 0), len(rates) - 3)
-    return rates[start : start + 3]
