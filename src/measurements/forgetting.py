@@ -20,7 +20,6 @@ from dialogue_summarization.errors import ConfigurationError
 
 from .tables import REFERENCE
 
-RECORD = REFERENCE / "smollm2-dialogsum" / "forgetting.csv"
 LARGEST, ALIKE = 10, 0.5  # singular vectors per matrix; absolute cosine from which two are alike
 PASSAGES = Path(__file__).with_name("passages.csv")
 MEASURED = ["loss", "agreement", "divergence"]  # per token of a passage
@@ -83,11 +82,18 @@ def count_intruders(model: torch.nn.Module, base: PreTrainedModel) -> float:
     return float(np.mean(counts))
 
 
-def table(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row per run, of rows as `write` makes them: means over passages and seeds, with 95 % intervals.
+def load(experiment: str) -> pd.DataFrame:
+    """What was measured of an experiment's runs: a row per run, seed and passage."""
+    return pd.read_csv(REFERENCE / experiment / "forgetting.csv")
+
+
+def table(experiment: str) -> pd.DataFrame:
+    """A row per run: means over passages and seeds, with 95 % intervals.
 
     `forgotten` is the loss minus the untrained model's.
     """
+    measured = load(experiment)
+    intruders = pd.read_csv(REFERENCE / experiment / "intruders.csv").groupby("run")["intruders"].mean()
     untrained = measured[measured["run"] == "zero-shot"].set_index("passage")["loss"]
     measured = measured.assign(forgotten=measured["loss"] - measured["passage"].map(untrained))
     rows = {}
@@ -96,4 +102,5 @@ def table(measured: pd.DataFrame) -> pd.DataFrame:
         for heading in (*MEASURED, "forgotten"):
             values = some.pivot(index="seed", columns="passage", values=heading).to_numpy()
             rows[name][heading] = report.with_interval(values.mean(), intervals.interval(values))
+        rows[name]["intruders"] = f"{intruders[name]:.2f}" if name in intruders else "–"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")

@@ -74,3 +74,16 @@ def test_runs_are_measured_beside_the_base(tiny_models, tiny_data, tmp_path, mon
     with pytest.raises(ConfigurationError, match="does not continue texts"):
         t5 = models.load_model(tiny_experiment(tiny_models["t5"], tiny_data))
         forgetting.measure(t5, t5, TEXTS)
+
+
+@pytest.mark.parametrize("experiment", ["quickstart", "smollm2-dialogsum"])
+def test_the_table_says_what_the_record_holds(experiment):
+    table, rows = forgetting.table(experiment), forgetting.load(experiment)
+    assert list(table.index) == ["zero-shot", "full", "lora-balanced"]
+    losses = {name: rows.loc[rows["run"] == name, "loss"].mean() for name in table.index}
+    for name in table.index:
+        assert table.loc[name, "loss"].startswith(f"{losses[name]:.3f} [")
+        assert float(table.loc[name, "forgotten"].split()[0]) == pytest.approx(
+            losses[name] - losses["zero-shot"], abs=1e-3
+        )
+    assert table.loc["zero-shot", "agreement"] == "1.000 [1.000, 1.000]"
