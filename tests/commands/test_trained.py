@@ -73,6 +73,15 @@ def test_a_record_without_weights_says_how_to_make_them(name, capsys):
     assert "weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["mbr", "likelihood"])
+def test_how_many_dialogues_lost_their_end_is_said(name, tiny_models, tiny_data, tmp_path, capsys):
+    experiment = tiny_experiment(tiny_models["llama"], tiny_data, max_prompt_tokens=64)
+    made = study.run(experiment, experiments.method("zero-shot"), outputs=tmp_path)
+    assert made.metrics["truncated_dialogues"] == 5
+    assert cli.main([name, str(made.folder)]) == 0
+    assert "5 of 5 dialogues are longer than the model takes: " in capsys.readouterr().err
+
+
 def test_likelihoods_are_written_into_the_run_and_shown(run, tiny_data, capsys):
     assert cli.main(["likelihood", str(run.folder), "--dataset", str(tiny_data)]) == 0
     shown = capsys.readouterr().out

@@ -124,7 +124,7 @@ def test_the_record_holds_the_scores_and_results_show_it(run, tiny_data):
     assert "minimum Bayes risk" not in results.text([run], test)
     rows = mbr.dialogues_of(run, str(tiny_data), "test")
     assert list(rows["id"]) == list(test["id"])
-    texts, found = mbr.decode(run, rows, "test", 4, SETTINGS)
+    texts, found = mbr.decode(run, study.load_run(run), rows, "test", 4, SETTINGS)
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     for written, scores in ((texts, found), (run.predictions["prediction"].tolist(), found["own"])):
         for name in ("rouge1", "rouge2", "rougeL"):
@@ -145,13 +145,13 @@ def test_the_record_holds_the_scores_and_results_show_it(run, tiny_data):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:2] == ["full", "4"] and f"{found['rougeL']:.3f} [" in line
     assert cells[-1] == found["device"] and "optimizes the measure" in shown
-    assert mbr.decode(run, rows, "test", 4, SETTINGS)[0] == texts  # the same draws again
+    assert mbr.decode(run, study.load_run(run), rows, "test", 4, SETTINGS)[0] == texts  # the same draws again
     assert runs.read(run.folder).config.key == run.config.key  # still a record
 
 
 def test_settings_are_tried_on_validation(run, tiny_data):
     rows = mbr.dialogues_of(run, str(tiny_data), "validation")
-    _, found = mbr.decode(run, rows, "validation", 4, SETTINGS, seed=3)
+    _, found = mbr.decode(run, study.load_run(run), rows, "validation", 4, SETTINGS, seed=3)
     splits = data.load_source(str(tiny_data))
     assert (found["split"], found["seed"]) == ("validation", 3)
     assert found["dialogues"] == len(data.drop_near_duplicates(splits["validation"], splits["train"]))
@@ -167,4 +167,4 @@ def test_a_record_without_weights_says_how_to_make_them():
     run = runs.read(runs.OUTPUTS / "reference" / "quickstart" / "full" / "seed-0")
     test = data.load(experiments.experiment("quickstart"))["test"]
     with pytest.raises(ConfigurationError, match="weights"):
-        mbr.decode(run, test, "test", 4, SETTINGS)
+        mbr.decode(run, study.load_run(run), test, "test", 4, SETTINGS)

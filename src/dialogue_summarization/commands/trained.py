@@ -157,7 +157,9 @@ def decode(options: Namespace) -> None:
         disk.require_writable(run.folder, _COPY)
         rows = mbr.dialogues_of(run, options.dataset or run.config.dataset, options.split)
         with hardware.quiet():
-            texts, record = mbr.decode(run, rows, options.split, options.samples, sampling, options.seed)
+            bundle = study.load_run(run)
+            say_what_is_cut(bundle.family, rows["dialogue"])
+            texts, record = mbr.decode(run, bundle, rows, options.split, options.samples, sampling, options.seed)
         if options.split == "test":
             runs.write_predictions(run.folder / f"{stem}.csv", rows["id"], texts)
         disk.write_json(run.folder / f"{stem}.json", record)

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
 
-from .. import data, runs, study
+from .. import data, runs
 from ..experiments import Generation
 from ..generation import summarize
 from ..models import ModelBundle
@@ -69,10 +69,10 @@ def dialogues_of(run: runs.Run, source: str, split: str) -> Dataset:
 
 
 def decode(
-    run: runs.Run, rows: Dataset, split: str, samples: int, settings: Settings, seed: int = 0
+    run: runs.Run, bundle: ModelBundle, rows: Dataset, split: str, samples: int, settings: Settings, seed: int = 0
 ) -> tuple[list[str], dict[str, object]]:
-    """Summaries of minimum risk, and a record of their scores beside the run's own. Raises `ConfigurationError`."""
-    bundle, dialogues, generation = study.load_run(run), list(rows["dialogue"]), run.experiment.generation
+    """Summaries of minimum risk by a run's model, and a record of their scores beside the run's own."""
+    dialogues, generation = list(rows["dialogue"]), run.experiment.generation
     start = time.perf_counter()
     drawn = sample(bundle, dialogues, generation, settings, samples, seed)
     sampled = time.perf_counter()
