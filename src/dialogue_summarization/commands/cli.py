@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> None:
+    if getattr(options, "report_to", None):
+        options.report_to = _trackers(options.report_to)
     for name in ("device", "yes", "report_to"):  # notebooks' kernels, and processes that are started, get them too
         if getattr(options, name, None):
             os.environ[f"STUDY_{name.upper()}"] = str(getattr(options, name))
@@ -124,7 +126,7 @@ def _parser() -> ArgumentParser:
     making.add_argument("--limit", type=int, metavar="N", help="only the first N dialogues of each split")
     making.add_argument("--set", action="append", metavar="NAME=VALUE", help=SET)
     making.add_argument("--seed", type=int, default=0, help="seed of adapters, order and dropout (default: 0)")
-    making.add_argument("--report-to", type=_trackers, metavar="NAME,NAME", help=REPORT_TO)
+    making.add_argument("--report-to", metavar="NAME,NAME", help=REPORT_TO)
     making.add_argument("--yes", action="store_true", help="start what takes hours on a CPU")
     scoring.add_argument("--allow-missing", action="store_true", help="score missing and empty summaries as empty")
 
@@ -171,7 +173,7 @@ def _parser() -> ArgumentParser:
 
 
 def _trackers(names: str) -> str:
-    """The names without blanks. Raises `UserError`; of a `ValueError` argparse would lose what it says."""
+    """The names without blanks. Raises `UserError` where one is not known, or its package is missing."""
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in TRACKERS:
