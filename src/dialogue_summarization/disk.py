@@ -82,10 +82,8 @@ def require_writable(folder: Path, remedy: str = "Name another folder: --outputs
 def lock_run(tmp_dir: Path) -> filelock.BaseFileLock | None:
     """Make the run in `tmp_dir` this process's own until the lock is released; locking it twice is locking it once.
 
-    None, and a line that says so, where the drive has no locks.
-
-    Raises:
-        UserError: Another process is making the run, or the folder cannot be written.
+    None, and a line that says so, where the drive has no locks. Raises `UserError` where another process
+    is making the run, or the folder cannot be written.
     """
     require_writable(tmp_dir.parent)
     path = tmp_dir.resolve().with_name(f"{tmp_dir.name}.lock")

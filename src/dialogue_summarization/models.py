@@ -138,8 +138,7 @@ def _naming_damage(*folders: Path) -> Iterator[None]:
 def local_snapshot(model: str) -> str:
     """The folder where `from_pretrained` finds a model: the packaged one is converted on first use, the Hub's fetched.
 
-    Raises:
-        ModelError: It is neither there nor can it be fetched, or it is no model.
+    Raises `ModelError` where it is neither there nor can be fetched, or is no model.
     """
     if model == PACKAGED_MODEL:
         return str(packaged.folder())

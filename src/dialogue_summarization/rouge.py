@@ -62,8 +62,7 @@ def score_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]])
     The index is (dialogue, reference), both counted from 0. Scores are remembered, since tables, tests and figures ask
     for the same ones.
 
-    Raises:
-        ValueError: There are not as many predictions as lists of references, or a dialogue has no reference.
+    Raises `ValueError` where there are not as many predictions as lists of references, or a dialogue has no reference.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} dialogues.")

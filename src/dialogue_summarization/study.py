@@ -190,8 +190,8 @@ def record(
         metrics["adapter_bytes"] = sum(path.stat().st_size for path in prepared.weights.glob("*.safetensors"))
     scores = scores.round(6)
     left_out = {split: rows.info.description for split, rows in prepared.splits.items() if rows.info.description}
-    environment |= {"signature": report.signature(test), "precision": hardware.precision_for(bundle.model)}
-    environment |= {"data": left_out} if left_out else {}
+    known = {"signature": report.signature(test), "precision": hardware.precision_for(bundle.model)}
+    environment = environment | known | ({"data": left_out} if left_out else {})
     runs.write_results(tmp_dir, texts, scores, metrics, environment)
     prepared.move_into_place()
     unlock(prepared.lock)

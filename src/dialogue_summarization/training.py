@@ -117,9 +117,6 @@ class SummarizationTrainer(Trainer):
     """
 
     timed_checkpoint_class, epoch_mean_class = TimedCheckpoint, EpochMean  # several processes have their own
-    train_seconds: float  # wall time of training without evaluations, over all sittings; set by `train`
-    peak_memory: int | None  # bytes
-    joules: float | None
 
     def __init__(
         self,
@@ -152,7 +149,10 @@ class SummarizationTrainer(Trainer):
             self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Trainer's; leaves `train_seconds`, `peak_memory`, `joules`. Raises `TrainingDiverged` and `ModelError`."""
+        """Trainer's. Raises `TrainingDiverged` and `ModelError`.
+
+        Leaves `train_seconds`, without evaluations and over all sittings, `peak_memory` in bytes, and `joules`.
+        """
         self._start = None
         # Two checkpoints, with two moments per weight, stand beside what is saved in the end.
         copies = 1 + 2 * 3 * (self.args.save_strategy != "no") + self.settings.averaged_epochs

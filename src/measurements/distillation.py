@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from dialogue_summarization import data, report, runs, study
 from dialogue_summarization.evaluation import mbr, statistics
 from dialogue_summarization.generation import summarize
-from dialogue_summarization.rouge import scorer_for
+from dialogue_summarization.rouge import score_dialogues
 
 from .tables import MEASURES, REFERENCE
 
@@ -77,8 +77,7 @@ def agreeing(texts: Sequence[str], reference: str) -> str:
 
 def nearest(texts: Sequence[str], reference: str) -> str:
     """The text with the highest mean of ROUGE-1, -2 and -L."""
-    rouge = scorer_for([texts], mbr.MEAN_OF)
-    scores = [np.mean([score.fmeasure for score in rouge.score(reference, text).values()]) for text in texts]
+    scores = score_dialogues(texts, [[reference]] * len(texts))[list(mbr.MEAN_OF)].mean(axis=1)
     return texts[int(np.argmax(scores))]
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from .. import data, disk, files, generation, hardware, report, runs, study
 from ..errors import ConfigurationError, DataError
-from ..evaluation import comparison, likelihood, mbr, systems
+from ..evaluation import likelihood, mbr, systems
 from ..experiments import Generation
 from ..models import ModelBundle
 from ..texts import unify_line_ends
@@ -36,6 +36,8 @@ def find_runs(place: Path) -> list[runs.Run]:
 
 def score(options: Namespace) -> None:
     """Print the scores of one run or file with their intervals."""
+    from ..evaluation import comparison  # with matplotlib, which the commands on models do without
+
     [system], rows, missing = _systems_of([options.predictions], options)
     if options.json:
         print(disk.to_json(system.columns() | {"dialogues": len(rows), "missing": missing}))
@@ -48,6 +50,8 @@ def score(options: Namespace) -> None:
 
 def compare(options: Namespace) -> None:
     """Print scores, and differences with intervals and tests, of runs or files."""
+    from ..evaluation import comparison
+
     if len(options.runs) < 2:
         raise ConfigurationError("Name two runs or more to compare.")
     loaded, rows, _ = _systems_of(options.runs, options)
