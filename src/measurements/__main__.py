@@ -122,6 +122,7 @@ MEASURES = {
     **dict.fromkeys(card_limits.NAMES, card_limits.measure),
     **dict.fromkeys(("study", "quickstart-cpu"), measure_command),
     **dict.fromkeys(("cpu-full", "cpu-lora-balanced"), peers.measure_on_cpu),
+    "adapter-cpu": adapter.measure_on_cpu,
     "conventions": conventions.measure,
     "t5-stable": overfit_test.stable,
     "growth": cost_curves.measure_growth,

@@ -1,7 +1,13 @@
-"""The committed adapter's summaries of the sample dialogues: `python -m measurements committed-adapter`."""
+"""The committed adapter elsewhere than where it was trained.
 
+`python -m measurements committed-adapter` summarizes the sample dialogues, and `... adapter-cpu --dataset DIALOGSUM`
+its own test dialogues on a CPU.
+"""
+
+import argparse
 from dataclasses import asdict, replace
 
+import datasets
 import pandas as pd
 
 from dialogue_summarization import data, disk, experiments, hardware, rouge, runs, study
@@ -9,10 +15,12 @@ from dialogue_summarization.generation import summarize
 
 from .tables import REFERENCE
 
+ADAPTER = REFERENCE / "smollm2-dialogsum" / "lora-balanced" / "seed-0"
+
 
 def write() -> None:
     """Summarize the quickstart's test dialogues with the adapter, in the quickstart's decoding, and record it."""
-    run = runs.read(REFERENCE / "smollm2-dialogsum" / "lora-balanced" / "seed-0")
+    run = runs.read(ADAPTER)
     quickstart = experiments.experiment("quickstart")
     splits = data.load(quickstart)
     test, bundle = splits["test"], study.load_run(run)
@@ -36,3 +44,14 @@ def write() -> None:
     disk.write_json(folder / "config.json", asdict(config))
     disk.write_csv(folder / "training_log.csv", run.log)
     runs.write_results(folder, texts, scores.round(6), metrics, runs.environment())
+
+
+def measure_on_cpu(record: dict[str, object], splits: datasets.DatasetDict, options: argparse.Namespace) -> None:
+    """ROUGE of its summaries of the test dialogues on this machine, beside the record's, which are a GPU's."""
+    run, test = runs.read(ADAPTER), splits["test"]
+    with hardware.Meter() as meter:
+        texts = summarize(study.load_run(run), list(test["dialogue"]), run.experiment.generation)
+    record |= {"dialogues": len(test), "same_summaries": sum(map(str.__eq__, texts, run.predictions["prediction"]))}
+    for name, value in rouge.score_dialogues(texts, test["summaries"]).mean().items():
+        record |= {name: round(float(value), 4), f"{name}_recorded": round(run.metrics[name], 4)}
+    record |= meter.costs("generate")
