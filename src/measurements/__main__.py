@@ -2,7 +2,8 @@
 
 On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
 Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`, `committed-adapter`,
-`withhold FOLDER DATASET TARGET`, `forgetting DIR RUN ...`, and `distill DATASET TARGET RUN ...`, with folders of runs.
+`withhold FOLDER DATASET TARGET`, `forgetting DIR RUN ...`, `halve DATASET TARGET`, `distill DATASET TARGET RUN ...`,
+and `headroom DATASET RUN`, with folders of runs.
 """
 
 import argparse
@@ -46,22 +47,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dataset", default=experiments.DIALOGSUM, help="a Hub id or a folder")
     parser.add_argument("--outputs", type=Path, default=tables.FOLDER, metavar="DIR", help="where records go")
     parser.add_argument("--batch-size", type=int, metavar="N", help="another batch, of all GPUs together")
-    parser.add_argument("--share", type=part, default=(1, 1), metavar="I/N", help="every N-th method, from the I-th on")
+    part = {"type": int, "nargs": 2, "default": (1, 1), "metavar": ("I", "N")}
+    parser.add_argument("--share", **part, help="every N-th method, from the I-th on")
     parser.add_argument("--published", type=Path, metavar="DIR", help="published predictions, for `conventions`")
     parser.add_argument("--plain", action="store_true", help="compile no steps of a sweep")
     options = parser.parse_args(arguments)
     command, *rest = options.names
     try:
-        if command == "documents":
-            documents.write()
-        elif command == "withhold":
-            withhold.withhold_folder(*rest)
-        elif command == "forgetting":
-            forgetting.write(*rest)
-        elif command == "distill":
-            distillation.write(*rest)
-        elif command == "committed-adapter":
-            adapter.write()
+        if command in COMMANDS:
+            COMMANDS[command](*rest)
         elif command == "sample-data":
             sample_data.write(data.ROOT / "data", options.dataset)
         elif command == "sweep":
@@ -76,12 +70,6 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         parser.exit(130, "Interrupted. What is recorded so far is kept.\n")
     return 0
-
-
-def part(text: str) -> tuple[int, int]:
-    """Number and count, of 2/3 for example."""
-    number, count = text.split("/")
-    return int(number), int(count)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -115,16 +103,24 @@ def measure_command(record: dict[str, object], splits: object, options: argparse
     record["seconds"] = round(meter.seconds, 1)
 
 
+COMMANDS = {
+    "documents": documents.write,
+    "withhold": withhold.withhold_folder,
+    "forgetting": forgetting.write,
+    "halve": distillation.halve,
+    "distill": distillation.write,
+    "headroom": distillation.headroom,
+    "committed-adapter": adapter.write,
+}
 MEASURES = {
     **dict.fromkeys(throughput.CONFIGURATIONS, throughput.measure),
     **dict.fromkeys(("generate-beams1", "generate-beams4"), throughput.measure_generation),
-    **dict.fromkeys(overfit_test.NAMES, overfit_test.overfit),
     **dict.fromkeys(card_limits.NAMES, card_limits.measure),
     **dict.fromkeys(("study", "quickstart-cpu"), measure_command),
     **dict.fromkeys(("cpu-full", "cpu-lora-balanced"), peers.measure_on_cpu),
     "adapter-cpu": adapter.measure_on_cpu,
     "conventions": conventions.measure,
-    "t5-stable": overfit_test.stable,
+    "t5-overfit-full": overfit_test.overfit,
     "growth": cost_curves.measure_growth,
     "weights": throughput.measure_weights,
 }

@@ -12,7 +12,6 @@ from dialogue_summarization.evaluation import systems
 
 from . import tables
 
-TYPES = ("rouge1", "rouge2", "rougeL")
 Texts = list[str]
 References = list[list[str]]
 
@@ -33,7 +32,7 @@ def measure(record: dict[str, object], splits: datasets.DatasetDict, options: ar
             texts[run.name] = report.predictions(run, test)
     references, record["scores"] = list(test["summaries"]), {}
     for convention, score in CONVENTIONS.items():
-        scores = {name: score(own, references)[list(TYPES)] for name, own in texts.items()}
+        scores = {name: score(own, references)[tables.MEASURES] for name, own in texts.items()}
         record["scores"][convention] = pd.DataFrame(scores).round(4).to_dict()
 
 
@@ -44,7 +43,7 @@ def of_pairs(combine: str, texts: Texts, references: References) -> pd.Series:
 
 def without_stemmer(texts: Texts, references: References) -> pd.Series:
     """The mean over references, with words as they are written."""
-    scorer = RougeScorer(list(TYPES))
+    scorer = RougeScorer(tables.MEASURES)
     rows = [
         pd.DataFrame([{name: f1.fmeasure for name, f1 in scorer.score(one, text).items()} for one in several]).mean()
         for text, several in zip(texts, references, strict=True)
@@ -77,10 +76,10 @@ def table(records: dict[str, dict]) -> pd.DataFrame:
     """A row per convention, and for each system ROUGE-1, -2 and -L; `records` are as `tables.load` gives them."""
     scores = pd.DataFrame(records["conventions"]["scores"]).T.rename_axis("convention")
     names = {name: tables.label(name) for name in ("full", "lora-balanced")}
-    return scores.map(lambda own: " / ".join(f"{own[name]:.3f}" for name in TYPES)).rename(columns=names)
+    return scores.map(lambda own: " / ".join(f"{own[name]:.3f}" for name in tables.MEASURES)).rename(columns=names)
 
 
-CONVENTIONS = {  # of texts and the references of each: a series with at least `TYPES`
+CONVENTIONS = {  # of texts and the references of each: a series with at least `tables.MEASURES`
     "mean of three references (this project)": partial(of_pairs, "mean"),
     "best of three references": partial(of_pairs, "max"),
     "first reference only": partial(of_pairs, "first"),

@@ -44,11 +44,11 @@ def test_a_sweep_that_is_interrupted_says_what_is_kept(tiny_data, tmp_path, monk
     monkeypatch.setattr(command.sweep, "run", interrupted)
     line = ["sweep", "grid", "--dataset", str(tiny_data), "--outputs", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
-        command.main([*line, "--share", "2/3"])
+        command.main([*line, "--share", "2", "3"])
     assert stopped.value.code == 130 and "so far is kept" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        command.main([*line, "--share", "second"])
-    assert "invalid part value: 'second'" in capsys.readouterr().err
+        command.main([*line, "--share", "second", "3"])
+    assert "invalid int value: 'second'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["sweep", "grit", "--dataset", str(tiny_data)])
     assert "There is no search space 'grit'" in capsys.readouterr().err

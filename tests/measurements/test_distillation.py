@@ -21,8 +21,8 @@ def two_runs(tiny_models, tiny_data, tmp_path):
 
 
 def test_a_choice_by_reference_and_one_by_agreement():
-    assert distillation.nearest(DRAWN, "Ann waits for Ben.") == "Ann waits."
-    assert distillation.nearest(DRAWN, "Ben has a red bike.") == "Ben sells a red bike."
+    assert distillation.nearest(DRAWN, ["Ann waits for Ben."]) == "Ann waits."
+    assert distillation.nearest(DRAWN, ["Ben has a red bike."]) == "Ben sells a red bike."
 
 
 def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_path):
@@ -45,3 +45,17 @@ def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_p
         both = zip(written["train"]["summaries"], source["train"]["summaries"], candidates, strict=True)
         assert all(more[:-1] == own and more[-1] in texts for more, own, texts in both)
     assert models.load_model(student).model.num_parameters() == sum(map(torch.numel, mean.values()))
+
+
+def test_a_run_draws_for_the_dialogues_that_it_has_not_learned(tiny_models, tiny_data, tmp_path, capsys):
+    assert command.main(["halve", str(tiny_data), str(tmp_path / "halves")]) == 0
+    whole = data.load_source(str(tiny_data))
+    even, odd = (data.load_source(str(tmp_path / "halves" / name)) for name in ("even", "odd"))
+    assert sorted([*even["train"]["id"], *odd["train"]["id"]]) == sorted(whole["train"]["id"])
+    assert even["test"]["summaries"] == whole["test"]["summaries"]
+    experiment = tiny_experiment(tiny_models["llama"], tmp_path / "halves" / "even")
+    run = study.run(experiment, experiments.method("full"), 0, outputs=tmp_path / "runs")
+    assert distillation.not_learned(run, whole["train"]["dialogue"]) == list(odd["train"]["dialogue"])
+    assert distillation.not_learned(run, even["train"]["dialogue"]) == even["train"]["dialogue"]
+    assert command.main(["headroom", str(tiny_data), str(run.folder)]) == 0
+    assert "rougeL" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""FLAN-T5-base's shape, tiny here: it memorizes pairs, its loss falls, and a checkpoint goes on with the same loss."""
+"""FLAN-T5-base's shape, tiny here: it memorizes pairs."""
 
 import json
 import math
@@ -37,21 +37,13 @@ def tiny_shape(tiny_models, monkeypatch):
 
 
 def test_full_training_memorizes_its_pairs(tiny_shape, splits, monkeypatch):
-    monkeypatch.setitem(overfit_test.LEARNING_RATES, "full", 1e-2)
+    monkeypatch.setattr(overfit_test, "SETTINGS", replace(overfit_test.SETTINGS, learning_rate=1e-2))
     monkeypatch.setattr(overfit_test, "STEPS", 250)
     record = {"name": "t5-overfit-full"}
     overfit_test.overfit(record, splits)
-    assert record["rouge1"] > 0.9 and record["word_for_word"] > 8
+    assert record["rouge1"] > 0.9 and record["rougeL"] > 0.9
     assert record["steps"] == 250 and len(record["losses"]) == 25 and record["loss"] == record["losses"][-1] < 0.2
     assert record["trainable_parameters"] == record["parameters"]
-
-
-def test_lora_trains_its_adapter_alone(tiny_shape, splits, monkeypatch):
-    monkeypatch.setattr(overfit_test, "STEPS", 20)
-    record = {"name": "t5-overfit-lora-balanced"}
-    overfit_test.overfit(record, splits)
-    assert record["steps"] == 20 and record["method"] == "lora-balanced"
-    assert record["trainable_parameters"] < record["parameters"] and 0 <= record["rougeL"] <= 1
 
 
 def test_a_failure_is_recorded_with_what_was_found_before(tiny_data, tmp_path, monkeypatch, capsys):
@@ -60,24 +52,11 @@ def test_a_failure_is_recorded_with_what_was_found_before(tiny_data, tmp_path, m
 
     monkeypatch.setattr(short_training, "build", build)
     monkeypatch.setattr(overfit_test, "PAIRS", 16)
-    names = [name for name, call in command.MEASURES.items() if call in (overfit_test.overfit, overfit_test.stable)]
-    assert len(names) == 5
-    assert command.main([*names, "--dataset", str(tiny_data), "--outputs", str(tmp_path)]) == 0
-    for name in names:
-        record = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))
-        assert (record["name"], record["failed"]) == (name, "OutOfMemoryError: no room")
-        assert record["settings"]["learning_rate"] > 0
+    assert command.main(["t5-overfit-full", "--dataset", str(tiny_data), "--outputs", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "t5-overfit-full.json").read_text("utf-8"))
+    assert (record["name"], record["failed"]) == ("t5-overfit-full", "OutOfMemoryError: no room")
+    assert record["settings"]["learning_rate"] > 0
     assert "no room" in capsys.readouterr().err
-
-
-def test_a_checkpoint_goes_on_with_the_loss_it_had(tiny_shape, splits, monkeypatch):
-    for name, value in (("STABLE_STEPS", 300), ("MORE_STEPS", 20), ("STABLE_BATCH", 8)):
-        monkeypatch.setattr(overfit_test, name, value)
-    record = {"name": "t5-stable"}
-    overfit_test.stable(record, splits)
-    assert len(record["losses"]) == 32 and all(map(math.isfinite, record["losses"])) and record["pairs"] == 16
-    assert record["last_tenth"] < record["first_tenth"] - 0.5
-    assert abs(record["loss_after"] - record["loss_before"]) < 0.1 * (record["losses"][0] - record["loss_before"])
 
 
 def test_random_weights_begin_at_the_loss_of_a_guess(monkeypatch):
@@ -100,9 +79,8 @@ def test_ids_are_folded_alike_in_what_is_read_and_learned(tiny_shape):
         assert row["labels"] == [*map(family.fold, own), 1] and max(row["input_ids"]) < SIZE
 
 
-@pytest.mark.parametrize("method", ["full", "lora-balanced"])
-def test_without_dropout_a_model_in_training_repeats_itself(tiny_shape, method):
-    model = tiny_shape("t5-base", method).model.train()
+def test_without_dropout_a_model_in_training_repeats_itself(tiny_shape):
+    model = tiny_shape("t5-base", "full").model.train()
     ids = torch.arange(10).reshape(1, 10) + 5
 
     def logits():
