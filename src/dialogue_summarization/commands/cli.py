@@ -137,7 +137,7 @@ def _parser() -> ArgumentParser:
         option("--force", action="store_true", help="run again what is done already")
         option("--gpus", type=int, default=1, metavar="N", help="train on N GPUs, or in N processes on a CPU")
 
-    option = add("score", "ROUGE with 95 %% intervals, and more, of a run or a file of summaries", data, scoring)
+    option = add("score", "ROUGE with intervals, and more, of a run or a file of summaries", data, scoring)
     rows = "a row per dialogue (id, prediction), or per row of the data, with its id or in its order"
     option("predictions", type=Path, help=f"a run; or a .csv, .tsv or .jsonl file with {rows}")
     option("--json", action="store_true", help="one JSON object instead of a table")
