@@ -101,12 +101,12 @@ class EpochMean(TrainerCallback):
         self.count, self.folder = count, folder
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        self.keep(_trained_weights(more["model"]), round(state.epoch))
+        self.keep(_trained_weights(more["model"]), state.global_step)
 
-    def keep(self, weights: dict[str, torch.Tensor], epoch: int) -> None:
+    def keep(self, weights: dict[str, torch.Tensor], step: int) -> None:
         """Write the weights at the end of an epoch, and remove those that are no longer averaged."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"{epoch:04}.safetensors"
+        file = self.folder / f"{step:08}.safetensors"
         save_file(weights, file.with_suffix(".partial"))
         os.replace(file.with_suffix(".partial"), file)
         for old in self._files()[: -self.count]:

@@ -83,16 +83,16 @@ def group_references(
             if row.get(column) is None:
                 present = ", ".join(str(name) for name in row if row[name] is not None)
                 raise DataError(f"{place}: column {column!r} is missing. The row has: {present}.")
-        identifier = str(row["id"]) if type(row["id"]) is int else _checked(row["id"], f"{place}, column 'id'")
+        identifier = str(row["id"]) if type(row["id"]) is int else checked(row["id"], f"{place}, column 'id'")
         if identifier in first_row:
             raise DataError(f"{place}: id {identifier!r} already stands in row {first_row[identifier]}.")
         first_row[identifier] = number
-        dialogue = _checked(row["dialogue"], f"{place}, column 'dialogue'")
+        dialogue = checked(row["dialogue"], f"{place}, column 'dialogue'")
         summaries = row["summary"] if isinstance(row["summary"], list) else [row["summary"]]
         if not summaries:
             raise DataError(f"{place}, column 'summary': the list is empty.")
-        summaries = [_checked(summary, f"{place}, column 'summary'") for summary in summaries]
-        topic = _checked(str(row["topic"]), f"{place}, column 'topic'") if str(row.get("topic") or "").strip() else ""
+        summaries = [checked(summary, f"{place}, column 'summary'") for summary in summaries]
+        topic = checked(str(row["topic"]), f"{place}, column 'topic'") if str(row.get("topic") or "").strip() else ""
         entry = grouped.setdefault(dialogue, {"summaries": [], "topic": topic, "row_ids": [], "row_numbers": []})
         entry["summaries"] += summaries
         entry["row_ids"] += [identifier] * len(summaries)
@@ -113,7 +113,8 @@ def _is_empty(value: object) -> bool:
     return not any(str(text).strip() for text in texts if text is not None)
 
 
-def _checked(value: object, place: str) -> str:
+def checked(value: object, place: str) -> str:
+    """A text from a source, with one kind of line end. Raises `DataError` where it is empty, damaged or no text."""
     if not isinstance(value, str):
         raise DataError(f"{place}: text expected, not {type(value).__name__}.")
     if not value.strip():
@@ -187,4 +188,4 @@ def ngram_overlap(dialogues: Iterable[str], others: Iterable[str], n: int = 8) -
 
 def _ngrams(text: str, n: int) -> set[str]:
     words = normalize(text).split()
-    return {" ".join(words[start : start + n]) for start in range(len(words) - n + 1)}
+    return {" ".join(words[start : start + n]) for start in range(max(1, len(words) - n + 1))}  # a short text whole

@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")  # in upper case too
-_WRITTEN_LIST = re.compile(r"\s*(\[\s*\]|[\[{]+\s*[\"'].*[\]}])\s*", re.DOTALL)
+_WRITTEN_LIST = re.compile(r"\s*(\[\s*\]|(array)?[\[{(]+\s*([\"']|np\.|None\b|nan\b).*[\]})])\s*", re.DOTALL)
 
 
 def read_text(path: Path) -> str:
@@ -50,7 +50,7 @@ def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
     csv.field_size_limit(1 << 27)
     lines = list(io.StringIO(text, newline=""))
     delimiter = max(",;\t", key=(lines or [""])[0].count)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     records: list[list[str]] = []  # the header first
     end = 0  # the line where the record before ended
     try:
@@ -65,7 +65,11 @@ def _csv_rows(text: str, path: Path) -> list[dict[str, object]]:
             place += f", column {records[0][: len(begun)][-1]!r}"
         raise DataError(f"{place}: not CSV ({error}). Close the quote, or double it within a text.") from None
     columns, *others = records or [[]]
-    if twice := [name for name in columns if name and columns.count(name) > 1]:
+    columns = [name.strip() for name in columns]
+    if columns in others:
+        raise DataError(f"{path}, row {others.index(columns) + 1}: the header again. Remove the row.")
+    lower = [name.lower() for name in columns]
+    if twice := [name for name in columns if name and lower.count(name.lower()) > 1]:
         raise DataError(f"{path}: the column {twice[0]!r} is there twice. Rename or remove one.")
     rows = [dict(itertools.zip_longest(columns, fields)) for fields in others]
     for number, row in enumerate(rows, 1):

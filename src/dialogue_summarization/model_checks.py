@@ -43,7 +43,7 @@ def require_own_tokenizer(
     ends = {end for some in given for end in (some if isinstance(some, list) else [some]) if end is not None}
     if _known_part(tokenizer, [text]) < _LEAST_KNOWN:
         wrong = "knows no word of the prompt"
-    elif len(tokenizer) > config.vocab_size:
+    elif not 0.9 * config.vocab_size < len(tokenizer) <= config.vocab_size:
         wrong = f"knows {len(tokenizer):,} tokens, the model {config.vocab_size:,}"
     elif tokenizer.eos_token_id is None or (ends and tokenizer.eos_token_id not in ends):
         wrong = f"ends texts with token {tokenizer.eos_token_id}, the model with {', '.join(map(str, ends))}"
@@ -61,12 +61,14 @@ def require_known_script(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str
 
 
 def _known_part(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """Of the characters in texts, the fraction that is not lost as `<unk>` or as nothing."""
+    """Of the characters in a text, the fraction that is not lost as `<unk>` or as nothing: the mean over texts."""
     unknown = tokenizer.unk_token or "\0"
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    both = (tokenizer.batch_decode(ids), texts)
-    known, whole = (len("".join("".join(some).replace(unknown, "").split())) for some in both)
-    return known / whole if whole else 1.0
+    parts = []
+    for known, text in zip(tokenizer.batch_decode(ids), texts, strict=True):
+        lengths = [len("".join(one.replace(unknown, "").split())) for one in (known, text)]
+        parts.append(lengths[0] / lengths[1] if lengths[1] else 1.0)
+    return sum(parts) / len(parts)
 
 
 def _read(path: Path) -> dict:

@@ -1,10 +1,10 @@
 """From an experiment to a model with its tokenizer, and to what a method trains of it."""
 
 import contextlib
-import pickle
+import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,12 +13,11 @@ from types import ModuleType
 import peft
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import digests, hardware, packaged
 from .disk import find_corrupt_file
-from .errors import ModelError
+from .errors import ModelError, UserError
 from .experiments import PACKAGED_MODEL, Experiment, Method
 from .hub import fetch
 from .model_checks import require_model, require_own_tokenizer, require_tokenizer
@@ -88,14 +87,37 @@ def load_model(
         else:
             hardware.require_memory(path)
             with hardware.quiet():
-                model = family.auto_model.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+                model, info = family.auto_model.from_pretrained(
+                    path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                )
+            _require_all_weights(path, info)
         if is_adapter:
-            model = peft.PeftModel.from_pretrained(model, weights)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")
+                model = peft.PeftModel.from_pretrained(model, weights)
     if is_adapter and model.active_peft_config.is_prompt_learning:
         model = further_methods().number_positions(model)
     if device is not None and not quantization:
         model.to(device)
     return ModelBundle(model.eval(), tokenizer, family)
+
+
+def _require_all_weights(path: str, info: Mapping[str, set[str]]) -> None:
+    """Raise `ModelError` where weights have other names than the model's, or other layers: it would be partly random.
+
+    PEGASUS computes its positions; buffers of earlier versions are left over.
+    """
+    missing = [name for name in info["missing_keys"] if "embed_positions" not in name]
+    left = [name for name in info["unexpected_keys"] if re.search(r"(layers|block)\.\d+\..*(weight|bias)$", name)]
+    if missing or left:
+        examples = ", ".join(f"{kind} {min(names)}" for kind, names in (("no", missing), ("unknown", left)) if names)
+        raise ModelError(f"The weights in {path} are not those of its config.json: {examples}. Copy both anew.")
+
+
+def require_same_base(model: str, expected: str, where: Path) -> None:
+    """Raise `ModelError` where a base model's files are no longer those that a run was made with."""
+    if fingerprint(model) != expected:
+        raise ModelError(f"{model} has changed since {where} was made with it. Put its files back, or train anew.")
 
 
 def further_methods() -> ModuleType:
@@ -129,7 +151,9 @@ def _naming_damage(*folders: Path) -> Iterator[None]:
     """Raise `ModelError`, which names the damaged file, where a model cannot be loaded from its files."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # transformers and PEFT raise nearly every kind
+        if isinstance(error, UserError | MemoryError) or "allocate" in str(error):
+            raise
         corrupt = next(filter(None, map(find_corrupt_file, folders)), folders[0])
         remedy = "Fetch or copy it anew; remove a run's folder to train it again. Weights must be safetensors."
         raise ModelError(f"{corrupt} cannot be loaded ({error}). {remedy}") from error

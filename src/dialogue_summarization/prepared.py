@@ -113,6 +113,9 @@ class PreparedRun:
             self._remove_or_keep(self.tmp_dir)
         self.tmp_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.tmp_dir / "config.json", asdict(self.config))
+        if (epochs := self.checkpoints / "epochs").exists() and (corrupt := find_corrupt_file(epochs)):
+            print(f"{corrupt} is damaged: the training begins anew.")
+            shutil.rmtree(self.checkpoints)
         checkpoints = sorted(self.checkpoints.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name))
         for folder in filter(None, (*checkpoints, self.weights)):
             if folder.exists() and (reason := _why_unusable(folder)):
@@ -143,6 +146,8 @@ def _why_unusable(folder: Path) -> str | None:
         return f"{missing[0]} is missing"
     file = folder / "trainer_state.json"
     state = json.loads(file.read_text(encoding="utf-8"))
+    if "best_model_checkpoint" not in state:
+        return f"{file.name} is damaged"
     if state["best_model_checkpoint"]:
         # Where the outputs were moved, Trainer would silently take the last weights for the best ones.
         best = folder.with_name(Path(state["best_model_checkpoint"]).name)

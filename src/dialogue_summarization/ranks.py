@@ -7,8 +7,11 @@ from .errors import ConfigurationError
 
 def require_one_process() -> None:
     """Raise `ConfigurationError` where a launcher left its variables: a training would wait for other processes."""
-    left = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if os.environ.get(name)]
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") or "LOCAL_RANK" in left:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if not os.environ.get(name):
+            os.environ.pop(name, None)  # empty: libraries would take it for a number
+    left = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ]
+    if os.environ.get("WORLD_SIZE", "1") != "1" or "LOCAL_RANK" in left:
         values = ", ".join(f"{name}={os.environ[name]}" for name in left)
         how = f"`unset {' '.join(left)}`. `study --gpus N` starts its processes itself"
         raise ConfigurationError(f"A launcher of several processes left {values} in the environment: {how}.")

@@ -123,14 +123,15 @@ def read(folder: Path) -> Run:
     try:
         log = folder / "training_log.csv"
         predictions, scores = _read_table(folder / "predictions.csv"), _read_table(folder / "scores.csv")
-        if list(predictions["id"]) != list(scores["id"]):
-            raise ValueError("predictions.csv and scores.csv are not of the same dialogues")
+        metrics, environment = read_json(folder / "metrics.json"), read_json(folder / "environment.json")
+        if list(predictions["id"]) != list(scores["id"]) or len(scores) != metrics["dialogues"]:
+            raise ValueError("predictions.csv, scores.csv and metrics.json are not of the same dialogues")
         texts = [text[1:] if text[:1] == "'" and _FORMULA.match(text) else text for text in predictions["prediction"]]
         return Run(
             folder=folder,
             config=read_config(folder / "config.json"),
-            environment=read_json(folder / "environment.json"),
-            metrics=read_json(folder / "metrics.json"),
+            environment=environment,
+            metrics=metrics,
             predictions=predictions.assign(prediction=texts),
             scores=scores.set_index("id")[list(TYPES)].astype(float),
             log=pd.read_csv(log) if log.exists() else pd.DataFrame(),

@@ -13,7 +13,7 @@ _YES_NO = {"true": True, "false": False}
 # By kind and name: the type with the least and the largest value, or the words to choose from.
 ALLOWED: dict[str, dict[str, tuple]] = {
     "training": {
-        "learning_rate": (float, 1e-8, 1),
+        "learning_rate": (float, 1e-6, 1),
         "epochs": (float, 0.01, 1000),
         "batch_size": (int, 1, 4096),
         "warmup": (float, 0, 0.9),
@@ -74,6 +74,12 @@ def parse(settings: Sequence[str]) -> list[Setting]:
         shown = ",".join(value) if isinstance(value, tuple) else str(value).removesuffix(".0").lower()
         parsed[run, name] = Setting(run, _KINDS[name], name, value, f"{name}={shown}")
     return sorted(parsed.values(), key=lambda setting: (setting.run, setting.text))
+
+
+def require_seed(seed: int) -> None:
+    """Raise `ConfigurationError` for a seed that NumPy does not take."""
+    if not 0 <= seed < 1 << 32:
+        raise ConfigurationError(f"The seed is a whole number from 0 to {(1 << 32) - 1}, not {seed}.")
 
 
 def _value(given: str, text: str, kind: type | str, *others: object) -> object:

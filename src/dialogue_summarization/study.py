@@ -20,6 +20,7 @@ from .experiments import Experiment, Method
 from .generation import summarize
 from .prepared import PreparedRun
 from .rouge import score_dialogues
+from .settings import require_seed
 from .training import SummarizationTrainer, encode_split, trainer_class, training_arguments
 
 MOST_SECONDS = 900  # of a run on a CPU; what is estimated to take longer needs `--yes`
@@ -97,7 +98,8 @@ def plan_run(experiment: Experiment, method: Method, seed: int, outputs: str | P
 def make_config(
     experiment: Experiment, method: Method, seed: int, splits: Mapping[str, datasets.Dataset]
 ) -> runs.RunConfig:
-    """What a run is asked for, on these dialogues."""
+    """What a run is asked for, on these dialogues. Raises `ConfigurationError` for a seed that cannot be used."""
+    require_seed(seed)
     settings = experiment.settings_for(method)
     peft = {key: list(value) if isinstance(value, tuple) else value for key, value in (method.peft or {}).items()}
     return runs.RunConfig(
@@ -203,5 +205,7 @@ def load_run(run: runs.Run) -> models.ModelBundle:
     """The model of a finished run, on the device. Raises `ConfigurationError` where its weights are not there."""
     if run.weights is None and run.config.settings is not None:
         raise ConfigurationError(f"{run.folder} has no weights: `study {run.config.experiment}` makes them.")
+    if run.config.peft or not run.weights:
+        models.require_same_base(run.config.model, run.config.model_fingerprint, run.folder)
     quantization = run.config.options.get("quantization")
     return models.load_model(run.experiment, run.weights, quantization=quantization, device=hardware.device())

@@ -25,9 +25,9 @@ def composed(text: str) -> str:
 
 
 def has_other_letters(texts: Iterable[str]) -> bool:
-    """Whether any text has a letter beyond a to z."""
+    """Whether any text has a letter beyond a to z, or a digit beyond 0 to 9."""
     others = (text for text in texts if not text.isascii())
-    return any(letter.isalpha() and not letter.isascii() for text in others for letter in composed(text))
+    return any(letter.isalnum() and not letter.isascii() for text in others for letter in composed(text))
 
 
 def spaced(text: str) -> str:

@@ -4,17 +4,19 @@ An encoder-decoder model (T5, BART) reads the prompt in its encoder and generate
 decoder-only model (SmolLM2, Llama) continues the prompt: they are one sequence, with the loss on the summary alone.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
+from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from .errors import ConfigurationError, DataError
+from .errors import ConfigurationError, DataError, ModelError
 from .experiments import VIRTUAL_TOKENS
 from .model_checks import require_known_script
 from .prompts import PROMPT
@@ -22,6 +24,7 @@ from .text_encoding import TextEncoder
 from .texts import unify_line_ends
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy leaves out
+_SYSTEM = "\ue001"
 _PLACEHOLDER = "\ue000"  # stands for a dialogue: no chat template trims it, no dialogue contains it
 
 
@@ -60,7 +63,8 @@ class Family:
         """
         rows = []
         dialogues, summaries = (list(map(unify_line_ends, texts or ())) for texts in (dialogues, summaries))
-        require_known_script(self.tokenizer, [*dialogues[:50], *summaries[:50]])
+        for texts in (dialogues, summaries):
+            require_known_script(self.tokenizer, texts[:: max(1, len(texts) // 50)])
         encoded = self._encoder.encode(dialogues, self._prompt_affixes)
         for dialogue, ids in zip(dialogues, encoded, strict=True):
             is_long = len(ids) > self.max_prompt_tokens
@@ -101,8 +105,12 @@ class Family:
     @cached_property
     def _prompt_affixes(self) -> tuple[str, str]:
         """What stands before and behind a dialogue."""
-        before, _, after = self._wrapped_prompt(self.prompt.replace("{dialogue}", _PLACEHOLDER)).partition(_PLACEHOLDER)
-        return before, after
+        before, *after = self._wrapped_prompt(self.prompt.replace("{dialogue}", _PLACEHOLDER)).split(_PLACEHOLDER)
+        if len(after) != 1:
+            raise ModelError(
+                "The model's chat template does not show its message as it is: remove or mend the template."
+            )
+        return before, after[0]
 
     def _wrapped_prompt(self, text: str) -> str:
         return text
@@ -194,14 +202,23 @@ class DecoderOnly(Family):
         """The prompt as a chat turn, without a default system prompt.
 
         Some templates add a system prompt where there is none (SmolLM2: 30 tokens). So the turn is rendered behind a
-        system message of our own, which is then cut off.
+        system message of our own, which is then cut off; alone where a template has no place for one, or puts it into
+        the turn (Gemma, Llama 2). Raises `ModelError` where the template cannot be used.
         """
         if not self.tokenizer.chat_template:
             return text.rstrip()  # the summary begins with the space
-        system, user = [{"role": "system", "content": "-"}], [{"role": "user", "content": text}]
-        head = self.tokenizer.apply_chat_template(system, tokenize=False)
-        chat = self.tokenizer.apply_chat_template(system + user, tokenize=False, add_generation_prompt=True)
-        return chat.removeprefix(head)
+        system, user = [{"role": "system", "content": _SYSTEM}], [{"role": "user", "content": text}]
+        render = partial(self.tokenizer.apply_chat_template, tokenize=False)
+        with contextlib.suppress(TemplateError):
+            chat = render(system + user, add_generation_prompt=True).removeprefix(render(system))
+            if _SYSTEM not in chat:
+                return chat
+        try:
+            alone = render(user, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ModelError(f"The model's chat template cannot be used: {error}") from error
+        start = self.tokenizer.bos_token_id  # which most tokenizers put before every text themselves
+        return alone.removeprefix(self.tokenizer.bos_token) if start in self.tokenizer("")["input_ids"] else alone
 
 
 def family_of(

@@ -1,6 +1,7 @@
 """Training through the Hugging Face Trainer: its arguments, and the one subclass that both families share."""
 
 import math
+import os
 import pickle
 import time
 from pathlib import Path
@@ -73,6 +74,7 @@ def training_arguments(settings: Settings, folder: str | Path, *, seed: int = 0,
         "seed": seed,
         "data_seed": seed,
     }
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # it would count for more than `bf16` here
     arguments = TrainingArguments(**(chosen | overrides))
     arguments._n_gpu = min(arguments.n_gpu, 1)  # on a machine with two, Trainer would silently use DataParallel
     return arguments

@@ -402,7 +402,28 @@ def test_missing_summaries_can_be_scored_as_empty(tiny_data, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "missing: 3 ids (d_22, d_23, d_24)" in said and "empty: 1 id (d_21)" in said and "--allow-missing" in said
     assert cli.main([*line, "--allow-missing"]) == 0
-    assert "4 of them have no summary here and were scored as empty" in capsys.readouterr().out
+    assert "4 summaries are missing or empty and were scored as empty" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(path, tmp_path / "other")
+    assert cli.main(["compare", str(path), str(other), *line[2:], "--allow-missing"]) == 0
+    said = capsys.readouterr().out
+    assert "8 summaries are missing" in said and f"{path}: p" in said and f"{other}: p" in said  # told apart
+
+
+def test_summaries_of_some_references_alone_are_counted_as_missing(tiny_data, tmp_path, capsys):
+    test = data.load_source(str(tiny_data))["test"]
+    rows = [[ids[0], texts[0]] for ids, texts in zip(test["row_ids"], test["summaries"], strict=True)]
+    path = write_csv(tmp_path / "p.csv", ["id", "prediction"], rows)
+    line = ["score", str(path), "--dataset", str(tiny_data), "--allow-missing", "--json"]
+    assert cli.main(line) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == 10  # of 15
+
+
+def test_a_run_has_summaries_of_the_test_dialogues_alone(made_once, tmp_path, capsys):
+    run = made_once("llama", "zero-shot", tmp_path)
+    for line in (["score", str(run.folder)], ["compare", str(run.folder), str(run.folder)]):
+        assert cli.main([*line, "--split", "validation"]) == 1
+        assert "A run has summaries of the test dialogues, none of validation" in capsys.readouterr().err
 
 
 def test_score_and_compare_print_the_figures_of_the_notebook(capsys):

@@ -29,8 +29,8 @@ def command(run, *more):
 def test_mbr_leaves_a_record_that_results_show(run, tiny_data, capsys):
     test = data.load_source(str(tiny_data))["test"]
     assert command(run, "--dataset", str(tiny_data)) == 0
-    record = json.loads((run.folder / "mbr-4.json").read_text("utf-8"))
-    with (run.folder / "mbr-4.csv").open(encoding="utf-8", newline="") as file:
+    record = json.loads((run.folder / "mbr-4-2-0.001.json").read_text("utf-8"))
+    with (run.folder / "mbr-4-2-0.001.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == list(test["id"])
     scored = score_dialogues([row["prediction"] for row in rows], list(test["summaries"])).mean()
@@ -39,17 +39,21 @@ def test_mbr_leaves_a_record_that_results_show(run, tiny_data, capsys):
     asked = (run.config.key, 4, 2.0, 0.001)
     assert (record["key"], record["samples"], record["temperature"], record["epsilon"]) == asked
     assert "optimizes the measure" in results.text([run], test)
-    before = (run.folder / "mbr-4.csv").read_bytes()
+    before = (run.folder / "mbr-4-2-0.001.csv").read_bytes()
     assert command(run) == 0  # the same draws again, from the run's own data
-    assert (run.folder / "mbr-4.csv").read_bytes() == before
+    assert (run.folder / "mbr-4-2-0.001.csv").read_bytes() == before
     assert runs.read(run.folder).config.key == run.config.key  # still a record
+    assert command(run, "--seed", "5", "--temperature", "3") == 0  # which replaces no other
+    assert (run.folder / "mbr-4-3-0.001-seed5.csv").exists() and (
+        run.folder / "mbr-4-2-0.001.csv"
+    ).read_bytes() == before
 
 
 def test_settings_are_tried_on_validation_without_touching_test(run):
     there = {path.name for path in run.folder.iterdir()}
     assert command(run, "--split", "validation", "--seed", "3") == 0
-    assert {path.name for path in run.folder.iterdir()} - there == {"mbr-4-validation-2-0.001.json"}
-    record = json.loads((run.folder / "mbr-4-validation-2-0.001.json").read_text("utf-8"))
+    assert {path.name for path in run.folder.iterdir()} - there == {"mbr-4-validation-2-0.001-seed3.json"}
+    record = json.loads((run.folder / "mbr-4-validation-2-0.001-seed3.json").read_text("utf-8"))
     assert (record["split"], record["seed"]) == ("validation", 3)
 
 
@@ -58,6 +62,7 @@ def test_settings_are_tried_on_validation_without_touching_test(run):
     [
         (["--samples", "1"], "--samples is 2 or more"),
         (["--temperature", "0"], "--temperature above 0"),
+        (["--temperature", "nan"], "--temperature above 0"),
         (["--dataset", "sample"], "not the data that"),
     ],
 )

@@ -257,8 +257,8 @@ def test_limits_keep_the_first_dialogues_and_unknown_names_are_errors(tiny_data)
 
 
 def test_ngram_overlap_by_hand():
-    # ab and bc of ab, bc, cd (the others do not add up); both of ab, bc normalized; nothing; too short for a pair
-    assert data.ngram_overlap(["a b c d", "A: b, c!", "e f", "a"], ["a b c x", "c d", "a"], n=2) == [2 / 3, 1, 0, 0]
+    # ab and bc of ab, bc, cd (the others do not add up); both of ab, bc normalized; nothing; a whole text
+    assert data.ngram_overlap(["a b c d", "A: b, c!", "e f", "a"], ["a b c x", "c d", "a"], n=2) == [2 / 3, 1, 0, 1]
     assert data.ngram_overlap(["1 2 3 4 5 6 7 8 9", "1 2 3 4 5 6 7"], ["0 1 2 3 4 5 6 7 8"]) == [1 / 2, 0]
 
 

@@ -67,9 +67,9 @@ def test_many_settings_make_a_name_that_a_folder_can_have():
     [
         ("lr=1", "no setting 'lr'.*learning_rate.*num_beams.*lora_dropout"),
         ("learning_rate=1e-3", "2 of zero-shot, full, lora-balanced have it: name one, as full.learning_rate=0.001"),
-        ("full.learning_rate=fast", r"full.learning_rate=fast: allowed is a number from 1e-08 to 1\."),
-        ("full.learning_rate=nan", "allowed is a number from 1e-08 to 1"),
-        ("full.learning_rate=2", "allowed is a number from 1e-08 to 1"),
+        ("full.learning_rate=fast", r"full.learning_rate=fast: allowed is a number from 1e-06 to 1\."),
+        ("full.learning_rate=nan", "allowed is a number from 1e-06 to 1"),
+        ("full.learning_rate=2", "allowed is a number from 1e-06 to 1"),
         ("full.batch_size=2.5", "allowed is a whole number from 1 to 4096"),
         ("full.schedule=cosinus", "allowed is one of cosine, linear"),
         ("full.schedule=cosine,linear", "allowed is one of cosine, linear"),

@@ -50,6 +50,8 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None
     if folder.exists():
         raise ConfigurationError(f"{folder} is there already. Name a new folder.")
     require_writable(folder.parent, "Name another folder.")
+    if asked.peft:
+        models.require_same_base(asked.model, asked.model_fingerprint, run.folder)
     bundle = models.load_model(run.experiment, run.weights)
     if merge or (gguf and asked.peft):
         if not asked.peft or bundle.model.active_peft_config.is_prompt_learning:

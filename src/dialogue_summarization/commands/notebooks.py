@@ -9,6 +9,7 @@ from .. import experiments
 from ..errors import ConfigurationError
 from ..experiments import EXPERIMENTS, PACKAGED_MODEL, STUDY_RUNS, Experiment, Method
 from ..ranks import require_one_process
+from ..settings import require_seed
 from .models import BASE_MODELS
 
 NOTEBOOKS = ("01_zero_shot", "02_full_fine_tuning", "03_lora", "04_evaluation")
@@ -101,6 +102,7 @@ def print_results(experiment: str, names: Sequence[str], seed: int, outputs: str
 
 def asked_experiment(name: str, options: Namespace, runs: Sequence[str], settings: Sequence[str] = ()) -> Experiment:
     """The experiment of that name with the model, data, limit and settings that a command line asks for."""
+    require_seed(options.seed)
     model, dataset = _absolute(options.model), _absolute(options.dataset)
     if model in BASE_MODELS:
         model = BASE_MODELS[model].hub_id

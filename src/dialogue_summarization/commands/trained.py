@@ -1,8 +1,10 @@
 """Commands on finished runs: score and compare them, as files of summaries, or use their models."""
 
+import glob
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -23,7 +25,8 @@ def find_runs(place: Path) -> list[runs.Run]:
 
     The digits behind the name of own data or an own model may be left out where there is only one such experiment.
     """
-    derived = [*runs.OUTPUTS.glob(f"{place.parent}-{'[0-9a-f]' * 6}/{place.name}")] if not place.is_absolute() else []
+    pattern = f"{glob.escape(str(place.parent))}-{'[0-9a-f]' * 6}/{glob.escape(place.name)}"
+    derived = [*runs.OUTPUTS.glob(pattern)] if not place.is_absolute() else []
     if len(derived) > 1:
         names = ", ".join(sorted(folder.parent.name for folder in derived))
         raise ConfigurationError(f"Which one is {place}? There are: {names}.")
@@ -45,7 +48,7 @@ def score(options: Namespace) -> None:
     print(comparison.leaderboard([system]).to_string())
     print(f"\n{len(rows)} dialogues. {report.signature(rows)}")
     if missing:
-        print(f"{missing} of them have no summary here and were scored as empty.")
+        print(f"{missing} summaries are missing or empty and were scored as empty.")
 
 
 def compare(options: Namespace) -> None:
@@ -54,15 +57,19 @@ def compare(options: Namespace) -> None:
 
     if len(options.runs) < 2:
         raise ConfigurationError("Name two runs or more to compare.")
-    loaded, rows, _ = _systems_of(options.runs, options)
+    loaded, rows, missing = _systems_of(options.runs, options)
     print(comparison.leaderboard(loaded).to_string())
     print(f"\n{comparison.pairwise(loaded, options.measure).to_string()}\n\n{report.signature(rows)}")
+    if missing:
+        print(f"{missing} summaries are missing or empty and were scored as empty.")
 
 
 def _systems_of(places: Sequence[Path], options: Namespace) -> tuple[list[systems.System], Dataset, int]:
     """The systems in files or runs, the dialogues, and how many of these have no summary in a file."""
     if odd := [place for place in places if place.is_file() and place.suffix.lower() not in files.SUFFIXES]:
         raise DataError(f"{odd[0]}: summaries are read from files that end in {', '.join(files.SUFFIXES)}.")
+    if options.split != "test" and any(place.suffix.lower() not in files.SUFFIXES for place in places):
+        raise ConfigurationError(f"A run has summaries of the test dialogues, none of {options.split}.")
     records = {place: find_runs(place) for place in places if place.suffix.lower() not in files.SUFFIXES}
     made = {run.config.data_fingerprint: run for several in records.values() for run in several}  # one of each data
     if not made and not options.dataset:
@@ -71,6 +78,7 @@ def _systems_of(places: Sequence[Path], options: Namespace) -> tuple[list[system
     if len({data.fingerprint({"test": splits["test"]}) for splits in own}) > 1:
         raise DataError("These runs are of different test dialogues, and cannot be compared.")
     rows, loaded, missing = (own[0] if own else data.load_source(options.dataset))[options.split], [], 0
+    owners: list[Path] = []
     for place in places:
         if place in records:
             loaded += systems.of_runs(records[place], rows)
@@ -78,7 +86,11 @@ def _systems_of(places: Sequence[Path], options: Namespace) -> tuple[list[system
             may_lack = options.allow_missing
             system, texts = systems.of_file(place.stem, place, options.column, rows, allow_missing=may_lack)
             loaded.append(system)
-            missing += (texts or []).count("")
+            missing += texts.count("")
+        owners += [place] * (len(loaded) - len(owners))
+    names = [one.name for one in loaded]
+    several = [replace(one, name=f"{place}: {one.name}") for one, place in zip(loaded, owners, strict=True)]
+    loaded = [one if names.count(one.name) == 1 else other for one, other in zip(loaded, several, strict=True)]
     return loaded, rows, missing
 
 
@@ -103,15 +115,14 @@ def summarize(options: Namespace) -> None:
     announce(run)
     is_file = options.file != "-"
     text = files.read_text(Path(options.file)) if is_file else files.decode(sys.stdin.buffer.read(), "standard input")
-    if not text.strip():
-        raise DataError("The dialogue is empty.")
+    text = data.checked(text, options.file if is_file else "standard input")
     with hardware.quiet():
         bundle, settings = study.load_run(run), run.experiment.generation
-        summary, parts = summarize_long(bundle, text.strip(), settings, options.long)
+        summary, parts = summarize_long(bundle, text, settings, options.long)
     if parts > 1:
         print(f"Longer than the model takes: summarized in {parts} parts, then their summaries.", file=sys.stderr)
     else:
-        say_what_is_cut(bundle.family, [text.strip()])
+        say_what_is_cut(bundle.family, [text])
     print(summary)
 
 
@@ -150,12 +161,17 @@ def say_what_is_cut(family: Family, dialogues: Sequence[str]) -> None:
 
 
 def decode(options: Namespace) -> None:
-    """Decode runs for minimum Bayes risk: on test into `mbr-N.csv` and `mbr-N.json`, on validation scores alone."""
+    """Decode runs for minimum Bayes risk: on test into `mbr-N.csv` and `mbr-N.json`, on validation scores alone.
+
+    Settings that are not the default stand in the names, so that no record replaces another.
+    """
     temperature, epsilon, stem = options.temperature, options.epsilon, f"mbr-{options.samples}"
-    if options.samples < 2 or temperature <= 0 or not 0 <= epsilon < 1:
-        raise ConfigurationError("--samples is 2 or more, --temperature above 0, --epsilon from 0 to below 1.")
-    if options.split == "validation":
-        stem += f"-validation-{temperature:g}-{epsilon:g}"
+    if options.samples < 2 or not 0 < temperature <= 100 or not 0 <= epsilon < 1:
+        raise ConfigurationError("--samples is 2 or more, --temperature above 0 to 100, --epsilon from 0 to below 1.")
+    stem += "-validation" if options.split == "validation" else ""
+    if options.split == "validation" or (temperature, epsilon) != (1, 0.02):  # others do not replace the record
+        stem += f"-{temperature:g}-{epsilon:g}"
+    stem += f"-seed{options.seed}" if options.seed else ""
     sampling = {"temperature": temperature, "epsilon_cutoff": epsilon}
     for run in find_trained(options.run):
         disk.require_writable(run.folder, _COPY)

@@ -7,7 +7,7 @@ of others on DialogSum: where their predictions come from, and what these scored
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -110,6 +110,9 @@ def of_runs(runs: Sequence[Run], test: Dataset) -> list[System]:
     """A system per method: runs that differ in nothing but their seed are one method. Raises `DataError`."""
     names = pd.Series([display_name(run, seed=False) for run in runs], dtype=object)
     methods = pd.Series(list(runs), dtype=object).groupby(names, sort=False)
+    for name, seeds in methods:
+        if len({replace(run.config, seed=0).key for run in seeds}) > 1:
+            raise DataError(f"{name}: seeds with other settings or another base model do not make one mean.")
     return [from_texts(name, "run", [predictions(run, test) for run in seeds], test, seeds) for name, seeds in methods]
 
 
@@ -151,8 +154,8 @@ def human_baseline(test: Dataset) -> list[System]:
 
 def of_file(
     name: str, path: Path, column: str, test: Dataset, *, kind: str = "file", allow_missing: bool = False
-) -> tuple[System, list[str] | None]:
-    """A system from a file of summaries, and its summaries, one per dialogue; None where there are several of one.
+) -> tuple[System, list[str]]:
+    """A system from a file of summaries, and its summaries, one per dialogue, or per reference where they differ.
 
     In a file with a row per reference summaries of one dialogue may differ. Each then counts against its own reference;
     the best reference would be the best of several tries, and is left out. Raises what `load_predictions` raises.
@@ -164,7 +167,7 @@ def of_file(
         if summaries.nunique().max() > 1:
             scores = score_dialogues(texts, [[reference] for reference in references])
             f1 = scores.groupby(references.index).mean().to_numpy()[None]
-            return System(name, kind, f1, texts=(tuple(texts),)), None
+            return System(name, kind, f1, texts=(tuple(texts),)), texts
         texts = summaries.first().tolist()
     return from_texts(name, kind, [texts], test), texts
 
@@ -179,6 +182,7 @@ def load_predictions(path: Path, column: str, split: Dataset, *, allow_missing: 
     With `allow_missing` dialogues without a row, and empty summaries, count as empty summaries, which score 0.
     """
     rows = read_rows(path)
+    rows = [{"id" if name.strip().lower() == "id" else name: value for name, value in row.items()} for row in rows]
     columns = list(rows[0]) if rows else []
     if column not in columns:
         there = ", ".join(columns) or "no rows"
@@ -203,6 +207,9 @@ def _rows_and_places(path: Path, rows: list[dict[str, object]], split: Dataset) 
     if "id" in rows[0]:
         ids = [str(row.get("id")).strip() for row in rows]
         return ids, row_ids if set(ids) & set(row_ids) - set(dialogues) else dialogues
+    for name in rows[0]:
+        if len({str(row.get(name)).strip() for row in rows} & {*dialogues, *row_ids}) > len(rows) / 2:
+            raise DataError(f"{path}: the column {name!r} holds the ids. Call it id.")
     numbers = pd.Series(list(itertools.chain(*split["row_numbers"])))
     for places in (numbers.rank(method="dense"), numbers.rank(method="first")):
         if len(rows) == places.max():
