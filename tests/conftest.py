@@ -1,5 +1,6 @@
 """The environment of all tests, and fixtures that make what several of them need once."""
 
+import functools
 import gc
 import getpass
 import os
@@ -24,14 +25,17 @@ os.environ["ONEDNN_MAX_CPU_ISA"] = (
     "AVX2"  # in fp32 wherever the tests run, their subprocesses too: tolerances are tight
 )
 
-import torch
-from filelock import FileLock
-from helpers import save_tiny, tiny_experiment, tiny_rows, write_jsonl
+# jsonschema builds a grammar for addresses that no notebook has, for seconds, in whatever process imports nbformat.
+sys.modules["rfc3987_syntax"] = None
 
-from dialogue_summarization import experiments, runs, study
-from dialogue_summarization.experiments import METHODS
 
-torch.set_num_threads(1)
+def pytest_sessionstart(session):
+    """The process that hands tests out to others imports nothing that is heavy, and so do these functions."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not session.config.getoption("numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)
+        gc.disable()  # until what is imported is left out of it, see below
 
 
 def pytest_collection_modifyitems(items):
@@ -44,11 +48,14 @@ def pytest_collection_finish():
     """Leave what is imported out of garbage collection: each run collects three times, and would look at all of it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """A folder by its name, filled by the first of all workers that asks for it."""
+    from filelock import FileLock
+
     own = tmp_path_factory.getbasetemp()
     place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once"
     place.mkdir(exist_ok=True)
@@ -67,6 +74,8 @@ def once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_data(once):
+    from helpers import tiny_rows, write_jsonl
+
     def fill(folder):
         write_jsonl(folder / "train.jsonl", tiny_rows(16))
         write_jsonl(folder / "validation.jsonl", tiny_rows(4, start=16))
@@ -78,12 +87,18 @@ def tiny_data(once):
 @pytest.fixture(scope="session")
 def tiny_models(once):
     """Folders with a tiny random model each: {"t5": ..., "llama": ...}."""
+    from helpers import save_tiny
+
     return {family: once(f"tiny_{family}", partial(save_tiny, family)) for family in ("t5", "llama")}
 
 
 @pytest.fixture(scope="session")
 def made_once(once, tiny_models, tiny_data):
     """Finished runs of the tiny experiment: made by the first who asks, given to each as a copy of his own."""
+    from helpers import tiny_experiment
+
+    from dialogue_summarization import runs, study
+    from dialogue_summarization.experiments import METHODS
 
     def copy(family, method, outputs):
         def fill(folder):
@@ -96,6 +111,22 @@ def made_once(once, tiny_models, tiny_data):
     return copy
 
 
+@pytest.fixture(scope="session")
+def sources():
+    """`data.load_source` that remembers what it has read."""
+    from dialogue_summarization import data
+
+    return functools.cache(data.load_source)
+
+
+@pytest.fixture
+def read_once(sources, monkeypatch):
+    """For tests of data that no test changes: DialogSum takes more than a second each time that it is read."""
+    from dialogue_summarization import data
+
+    monkeypatch.setattr(data, "load_source", sources)
+
+
 @pytest.fixture(params=["t5", "llama"])
 def family_name(request):
     return request.param
@@ -104,12 +135,15 @@ def family_name(request):
 @pytest.fixture
 def tiny(family_name, tiny_models, tiny_data):
     """An experiment that trains in a second, for each family."""
+    from helpers import tiny_experiment
+
     return tiny_experiment(tiny_models[family_name], tiny_data)
 
 
 @pytest.fixture
 def register(monkeypatch):
     """Make an experiment known by name."""
+    from dialogue_summarization import experiments
 
     def add(experiment):
         monkeypatch.setitem(experiments.EXPERIMENTS, experiment.name, experiment)

@@ -13,16 +13,28 @@ import sys
 import tempfile
 import threading
 import time
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 
 import pytest
+from torch.multiprocessing.spawn import start_processes
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    ["dialogue_summarization.study", "dialogue_summarization.commands.cli", "dialogue_summarization.figures",
-     "peft", "papermill", "ipykernel.kernelapp", "matplotlib.pyplot"]
-)  # fmt: skip
+processes.set_forkserver_preload(["preloaded"])
 STREAMS = (("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY))
+
+
+def process(target, *arguments):
+    """A process that calls a function of a module, not yet started."""
+    serve()
+    return processes.Process(target=target, args=arguments)
+
+
+def serve():
+    """Start the server, where there is none yet. It finds the modules of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 def command(*arguments, **options):
@@ -35,18 +47,23 @@ def python(code, **options):
     return run(_python, code, **options)
 
 
+def subprocess_run(line, *, usual=subprocess.run, **options):
+    """`subprocess.run`, by the server where it is Python code whose output is captured as text."""
+    if line[:2] != [sys.executable, "-c"]:
+        return usual(line, **options)
+    return python(line[2], cwd=options["cwd"], env=options["env"])
+
+
 def run(target, argument, input="", cwd=None, env=None):
     """As `subprocess.run` with text that is captured, of a function of a module."""
     with tempfile.TemporaryDirectory() as place:
         for name, _ in STREAMS:
             Path(place, name).write_text(input if name == "in" else "", encoding="utf-8")
-        process = processes.Process(
-            target=_alone, args=(target, argument, place, str(cwd or Path.cwd()), {**os.environ, **(env or {})})
-        )
-        process.start()
-        process.join()
+        alone = process(_alone, target, argument, place, str(cwd or Path.cwd()), {**os.environ, **(env or {})})
+        alone.start()
+        alone.join()
         said = [Path(place, name).read_text("utf-8") for name in ("out", "err")]
-    return subprocess.CompletedProcess(argument, process.exitcode, *said)
+    return subprocess.CompletedProcess(argument, alone.exitcode, *said)
 
 
 def _alone(target, argument, place, cwd, environment):
@@ -85,6 +102,37 @@ def _python(code):
 
 
 @contextlib.contextmanager
+def launched():
+    """Let `distributed.processes` fork the processes that it launches."""
+
+    def start(function, given, count, join):
+        given = (Streams(), os.getcwd(), dict(os.environ), function, *given)
+        return start_processes(_launched, given, count, join, start_method="forkserver")
+
+    serve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dialogue_summarization.distributed.processes.start_processes", start)
+        yield
+
+
+class Streams:
+    """What this process writes to; a process that is forked with it writes there too."""
+
+    def __reduce__(self):
+        return _write_to, (reduction.DupFd(1), reduction.DupFd(2))
+
+
+def _write_to(*streams):
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream.detach(), number)
+
+
+def _launched(rank, _, cwd, environment, function, *given):
+    _as_started(cwd, environment)
+    function(rank, *given)
+
+
+@contextlib.contextmanager
 def kernels():
     """Let notebooks have kernels forked from the server; they are ipykernel's in all else."""
     with pytest.MonkeyPatch.context() as patch:
@@ -94,12 +142,12 @@ def kernels():
 
 def _launch(line, env=None, cwd=None, **_):
     assert line[1:3] == ["-m", "ipykernel_launcher"], line
-    process = processes.Process(target=_kernel, args=(line[3:], cwd or os.getcwd(), dict(env or os.environ)))
-    process.start()
+    started = process(_kernel, line[3:], cwd or os.getcwd(), dict(env or os.environ))
+    started.start()
     with contextlib.suppress(ProcessLookupError):  # whoever signals its group means it alone
-        while process.is_alive() and os.getpgid(process.pid) != process.pid:
+        while started.is_alive() and os.getpgid(started.pid) != started.pid:
             time.sleep(0.001)
-    return Kernel(process)
+    return Kernel(started)
 
 
 def _kernel(arguments, cwd, environment):

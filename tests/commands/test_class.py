@@ -1,10 +1,8 @@
 """Copies of the notebooks for a class: without outputs, and exercises without their answers."""
 
-import os
 import shutil
-import subprocess
-import sys
 
+import forked
 import nbformat
 
 from dialogue_summarization import data
@@ -37,26 +35,29 @@ def test_a_class_gets_the_exercises_without_answers_and_outputs(tmp_path, capsys
     assert f"{tmp_path / 'class'} is there already" in capsys.readouterr().err
 
 
+# In a process that has imported our package from here: it and what imports it are imported anew.
 RUN = """
 import sys
+for name in [name for name in sys.modules if name.partition(".")[0] in ("dialogue_summarization", "helpers")]:
+    del sys.modules[name]
+sys.path[:0] = {paths}
 from helpers import tiny_experiment
 from dialogue_summarization import data, runs, study
 from dialogue_summarization.experiments import METHODS
-run = study.run(tiny_experiment(*sys.argv[1:]), METHODS["zero-shot"])
+run = study.run(tiny_experiment({model!r}, {dataset!r}), METHODS["zero-shot"])
 print("made:", run.folder.relative_to(data.ROOT).as_posix(), runs.read(run.folder).environment["commit"])
+print(study.__file__)
 """
 
 
-def test_a_download_works_in_a_folder_with_a_blank_and_an_umlaut_and_without_git(tiny_models, tiny_data, tmp_path):
+def test_a_download_works_in_a_folder_with_a_blank_and_an_umlaut_and_without_git(
+    tiny_models, tiny_data, tmp_path, monkeypatch
+):
     clone = tmp_path / "Mein Ordner ü"
     shutil.copytree(data.ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    paths = os.pathsep.join(map(str, (clone / "src", data.ROOT / "tests")))
-    environment = {name: value for name, value in os.environ.items() if name != "STUDY_COMMIT"} | {"PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, tiny_models["llama"], tiny_data],
-        cwd=clone,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.stdout.splitlines()[-1] == "made: outputs/tiny/zero-shot/seed-0 unknown", done.stderr
+    monkeypatch.delenv("STUDY_COMMIT", raising=False)
+    paths = [str(clone / "src"), str(data.ROOT / "tests")]
+    code = RUN.format(paths=paths, model=str(tiny_models["llama"]), dataset=str(tiny_data))
+    done = forked.python(code, cwd=clone)
+    made = ["made: outputs/tiny/zero-shot/seed-0 unknown", str(clone / "src" / "dialogue_summarization" / "study.py")]
+    assert done.stdout.splitlines()[-2:] == made, done.stderr

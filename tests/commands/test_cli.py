@@ -202,6 +202,7 @@ def test_what_a_command_line_leaves_out_is_what_notebooks_say(name):
 
 
 @needs_published
+@pytest.mark.usefixtures("read_once")
 @pytest.mark.parametrize(
     "file, column, rouge1, rouge2, rouge_l",
     [

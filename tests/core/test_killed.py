@@ -10,9 +10,9 @@ import signal
 import time
 
 import filelock
+import forked
 import killed
 import pytest
-from forked import processes
 from helpers import tiny_experiment
 
 from dialogue_summarization import runs, study
@@ -25,7 +25,7 @@ STEPS, INTERVAL = 8, 4  # of the optimizer, in the whole run and between checkpo
 
 
 def in_a_process(*arguments):
-    process = processes.Process(target=killed.make, args=arguments)
+    process = forked.process(killed.make, *arguments)
     process.start()
     return process
 

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import forked
 import pandas as pd
 import pytest
 import torch
@@ -33,7 +34,7 @@ def places(tiny_models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def said(places):
     """What is said when one of two processes is killed; runs that were finished before are kept."""
-    with pytest.raises(UserError) as raised:
+    with forked.launched(), pytest.raises(UserError) as raised:
         processes.launch(2, two_processes.main, *places)
     return str(raised.value)
 
@@ -68,7 +69,8 @@ def test_a_killed_process_is_named_and_the_same_command_finishes(places, said, m
     executed, handler = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(execution, "execute", lambda sources, folder, _: executed.extend(path.stem for path in sources))
     line = ["smollm2-dialogsum", "--runs", ",".join(two_processes.METHODS), "--gpus", "2", "--model", str(llama)]
-    assert cli.main([*line, "--dataset", str(dataset), "--outputs", str(folder / "two")]) == 0
+    with forked.launched():
+        assert cli.main([*line, "--dataset", str(dataset), "--outputs", str(folder / "two")]) == 0
     assert executed == ["02_full_fine_tuning", "03_lora", "04_evaluation"]
     assert signal.getsignal(signal.SIGINT) == handler
     assert capfd.readouterr().out.count("full: going on from checkpoint-") == 1  # the main process alone prints

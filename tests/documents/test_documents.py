@@ -27,6 +27,7 @@ DOCUMENTS = (
     *sorted(path.relative_to(data.ROOT).as_posix() for path in (data.ROOT / "docs").glob("*.md")),
 )
 ANEW = "run python -m measurements documents"
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 def needs_dialogsum(name):

@@ -24,6 +24,11 @@ def dialogsum():
 
 
 @pytest.fixture(scope="module")
+def published(dialogsum):
+    return systems.published(dialogsum, SHARED / "published")
+
+
+@pytest.fixture(scope="module")
 def quickstart():
     test = data.load(experiments.experiment("quickstart"))["test"]
     return comparison.all_systems(runs.collect("quickstart", "nowhere"), test), test
@@ -86,20 +91,18 @@ def test_the_human_baseline_is_as_published(dialogsum):
 
 @needs_dialogsum
 @needs_published
-def test_the_recorded_table_is_what_the_predictions_score(dialogsum):
+def test_the_recorded_table_is_what_the_predictions_score(dialogsum, published):
     recorded = systems.published_scores(dialogsum)
-    scored = {one.name: one.columns() for one in systems.published(dialogsum, SHARED / "published")}
+    scored = {one.name: one.columns() for one in published}
     found = pd.DataFrame.from_dict(scored, orient="index").rename_axis("system")
     pd.testing.assert_frame_equal(recorded[list(found)], found, check_exact=False, atol=2e-6)
-    assert len(recorded) == 9 and {one.kind for one in systems.published(dialogsum, SHARED / "published")} == {
-        "published"
-    }
+    assert len(recorded) == 9 and {one.kind for one in published} == {"published"}
 
 
 @needs_dialogsum
 @needs_published
-def test_best_of_three_references_is_as_published(dialogsum):
-    named = {one.name: one for one in systems.published(dialogsum, SHARED / "published")}
+def test_best_of_three_references_is_as_published(published):
+    named = {one.name: one for one in published}
     for name, expected in {
         "BART-large, fine-tuned": [0.5585, 0.3139, 0.4786],
         "GPT-4o, zero-shot": [0.4226, 0.1693, 0.3551],
@@ -122,10 +125,10 @@ def test_without_predictions_the_recorded_scores_are_rows(dialogsum):
 
 @needs_dialogsum
 @needs_published
-def test_rows_of_published_systems_are_the_same_scored_or_recorded(dialogsum):
+def test_rows_of_published_systems_are_the_same_scored_or_recorded(dialogsum, published):
     [human], copy = systems.human_baseline(dialogsum), systems.baselines(dialogsum)[1]
     recorded = comparison.leaderboard([human, copy], dialogsum)
-    scored = comparison.leaderboard([human, copy, *systems.published(dialogsum, SHARED / "published")], dialogsum)
+    scored = comparison.leaderboard([human, copy, *published], dialogsum)
     pd.testing.assert_frame_equal(recorded, scored)
     assert recorded.loc["Llama-3.2-3B-Instruct, LoRA", "ROUGE-L"].startswith("0.402 [")
 

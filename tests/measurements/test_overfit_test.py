@@ -38,11 +38,11 @@ def tiny_shape(tiny_models, monkeypatch):
 
 def test_full_training_memorizes_its_pairs(tiny_shape, splits, monkeypatch):
     monkeypatch.setattr(overfit_test, "SETTINGS", replace(overfit_test.SETTINGS, learning_rate=1e-2))
-    monkeypatch.setattr(overfit_test, "STEPS", 250)
+    monkeypatch.setattr(overfit_test, "STEPS", 100)
     record = {"name": "t5-overfit-full"}
     overfit_test.overfit(record, splits)
     assert record["rouge1"] > 0.9 and record["rougeL"] > 0.9
-    assert record["steps"] == 250 and len(record["losses"]) == 25 and record["loss"] == record["losses"][-1] < 0.2
+    assert record["steps"] == 100 and len(record["losses"]) == 10 and record["loss"] == record["losses"][-1] < 0.2
     assert record["trainable_parameters"] == record["parameters"]
 
 
