@@ -135,8 +135,8 @@ def record(folder, name, seed, scores, train=3_115, rate=1e-3):
     config |= {"method": name, "seed": seed, "dialogues": {"train": train, "validation": 250, "test": len(scores)}}
     config["settings"]["learning_rate"] = rate
     disk.write_json(folder / "config.json", config)
-    for file in ("environment", "metrics"):
-        disk.write_json(folder / f"{file}.json", {"date": "2026-01-01", "device": "a card"})
+    disk.write_json(folder / "environment.json", {"date": "2026-01-01", "device": "a card"})
+    disk.write_json(folder / "metrics.json", {"dialogues": len(scores)})
     disk.write_csv(folder / "predictions.csv", pd.DataFrame({"id": ids, "prediction": "text"}))
     disk.write_csv(folder / "scores.csv", pd.DataFrame({"id": ids} | dict.fromkeys(TYPES, np.round(scores, 6))))
 

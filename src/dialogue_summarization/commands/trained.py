@@ -1,6 +1,7 @@
 """Commands on finished runs: score and compare them, as files of summaries, or use their models."""
 
 import glob
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -166,8 +167,8 @@ def decode(options: Namespace) -> None:
     Settings that are not the default stand in the names, so that no record replaces another.
     """
     temperature, epsilon, stem = options.temperature, options.epsilon, f"mbr-{options.samples}"
-    if options.samples < 2 or not 0 < temperature <= 100 or not 0 <= epsilon < 1:
-        raise ConfigurationError("--samples is 2 or more, --temperature above 0 to 100, --epsilon from 0 to below 1.")
+    if options.samples < 2 or not 0 < temperature < math.inf or not 0 <= epsilon < 1:
+        raise ConfigurationError("--samples is 2 or more, --temperature above 0, --epsilon from 0 to below 1.")
     stem += "-validation" if options.split == "validation" else ""
     if options.split == "validation" or (temperature, epsilon) != (1, 0.02):  # others do not replace the record
         stem += f"-{temperature:g}-{epsilon:g}"
