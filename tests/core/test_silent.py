@@ -1,6 +1,7 @@
 """What would give a wrong number without a word: weights, templates, end tokens, seeds and texts that do not fit."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import safetensors.torch
 import transformers
 from helpers import tiny_experiment, tiny_rows, write_jsonl
 
-from dialogue_summarization import callbacks, data, experiments, files, generation, models, runs, study
+from dialogue_summarization import callbacks, data, experiments, files, generation, models, ranks, runs, study, training
+from dialogue_summarization.commands import trained
 from dialogue_summarization.errors import ConfigurationError, DataError, ModelError
 from dialogue_summarization.evaluation import systems
 from dialogue_summarization.experiments import Settings
@@ -219,3 +221,27 @@ def test_ids_in_a_column_of_another_name_are_not_passed_over(tmp_path):
     write_jsonl(tmp_path / "p.jsonl", rows[::-1])
     with pytest.raises(DataError, match=r"the column 'dialogue_id' holds the ids\. Call it id"):
         systems.load_predictions(tmp_path / "p.jsonl", "prediction", test)
+
+
+def test_empty_variables_of_a_launcher_are_none(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    ranks.require_one_process()
+    assert "WORLD_SIZE" not in os.environ
+
+
+def test_a_precision_left_in_the_shell_counts_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    arguments = training.training_arguments(Settings(1e-3), tmp_path)
+    assert not arguments.bf16 and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no"
+
+
+def test_names_of_runs_are_no_patterns(tmp_path):
+    with pytest.raises(ConfigurationError, match="There is no run"):
+        trained.find_runs(tmp_path.relative_to(tmp_path) / "a**b")
+
+
+def test_a_tokenizer_with_far_fewer_tokens_is_anothers(copied, tiny_data):
+    file = copied / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"vocab_size": 500}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"knows 400 tokens, the model 500"):
+        models.load_tokenizer(str(copied), tiny_experiment(copied, tiny_data))
