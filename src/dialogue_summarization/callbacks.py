@@ -106,7 +106,7 @@ class EpochMean(TrainerCallback):
     def keep(self, weights: dict[str, torch.Tensor], step: int) -> None:
         """Write the weights at the end of an epoch, and remove those that are no longer averaged."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"{step:08}.safetensors"
+        file = self.folder / f"{step}.safetensors"
         save_file(weights, file.with_suffix(".partial"))
         os.replace(file.with_suffix(".partial"), file)
         for old in self._files()[: -self.count]:
@@ -121,7 +121,7 @@ class EpochMean(TrainerCallback):
                 weight.copy_(part) if number == 0 else weight.add_(part)
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"))
+        return sorted(self.folder.glob("*.safetensors"), key=lambda file: int(file.stem))  # steps
 
 
 def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

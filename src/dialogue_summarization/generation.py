@@ -73,9 +73,10 @@ def generation_config(bundle: ModelBundle, generation: Generation, **overrides: 
     """The settings with the special tokens of the model, and no sampling unless an override asks for it."""
     own = base_model(bundle.model).generation_config
     tokens = {name: getattr(own, name) for name in _TOKENS if getattr(own, name, None) is not None}
-    ends = tokens.get("eos_token_id", [])
-    if bundle.tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):  # which training teaches
-        tokens["eos_token_id"] = [bundle.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+    ends, end = tokens.get("eos_token_id", []), bundle.tokenizer.eos_token_id  # the last is what training teaches
+    ends = ends if isinstance(ends, list) else [ends]
+    if end not in ends:
+        tokens["eos_token_id"] = [end, *ends]
     settings = {
         "pad_token_id": bundle.tokenizer.pad_token_id,
         "max_new_tokens": generation.max_new_tokens,

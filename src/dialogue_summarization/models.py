@@ -114,12 +114,6 @@ def _require_all_weights(path: str, info: Mapping[str, set[str]]) -> None:
         raise ModelError(f"The weights in {path} are not those of its config.json: {examples}. Copy both anew.")
 
 
-def require_same_base(model: str, expected: str, where: Path) -> None:
-    """Raise `ModelError` where a base model's files are no longer those that a run was made with."""
-    if fingerprint(model) != expected:
-        raise ModelError(f"{model} has changed since {where} was made with it. Put its files back, or train anew.")
-
-
 def further_methods() -> ModuleType:
     """The room of methods that the core does not have, imported only for one of them."""
     from .methods import adapt

@@ -7,10 +7,10 @@ from .errors import ConfigurationError
 
 def require_one_process() -> None:
     """Raise `ConfigurationError` where a launcher left its variables: a training would wait for other processes."""
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        if not os.environ.get(name):
-            os.environ.pop(name, None)  # empty: libraries would take it for a number
     left = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ]
+    for name in [name for name in left if not os.environ[name]]:  # empty: libraries would take it for a number
+        left.remove(name)
+        del os.environ[name]
     if os.environ.get("WORLD_SIZE", "1") != "1" or "LOCAL_RANK" in left:
         values = ", ".join(f"{name}={os.environ[name]}" for name in left)
         how = f"`unset {' '.join(left)}`. `study --gpus N` starts its processes itself"

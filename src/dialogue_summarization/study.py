@@ -15,7 +15,7 @@ import transformers
 
 from . import data, hardware, models, report, runs
 from .disk import lock_run, unlock
-from .errors import ConfigurationError
+from .errors import ConfigurationError, ModelError
 from .experiments import Experiment, Method
 from .generation import summarize
 from .prepared import PreparedRun
@@ -205,7 +205,14 @@ def load_run(run: runs.Run) -> models.ModelBundle:
     """The model of a finished run, on the device. Raises `ConfigurationError` where its weights are not there."""
     if run.weights is None and run.config.settings is not None:
         raise ConfigurationError(f"{run.folder} has no weights: `study {run.config.experiment}` makes them.")
-    if run.config.peft or not run.weights:
-        models.require_same_base(run.config.model, run.config.model_fingerprint, run.folder)
+    require_same_base(run)
     quantization = run.config.options.get("quantization")
     return models.load_model(run.experiment, run.weights, quantization=quantization, device=hardware.device())
+
+
+def require_same_base(run: runs.Run) -> None:
+    """Raise `ModelError` where a run's model takes a base whose files are no longer those that it was made with."""
+    uses_base = run.config.peft or not run.weights
+    if uses_base and models.fingerprint(run.config.model) != run.config.model_fingerprint:
+        remedy = "Put its files back, or train anew."
+        raise ModelError(f"{run.config.model} has changed since {run.folder} was made with it. {remedy}")

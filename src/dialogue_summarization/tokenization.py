@@ -24,7 +24,7 @@ from .text_encoding import TextEncoder
 from .texts import unify_line_ends
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy leaves out
-_SYSTEM = "\ue001"
+_SYSTEM = "\ue001"  # a system message, to be found again
 _PLACEHOLDER = "\ue000"  # stands for a dialogue: no chat template trims it, no dialogue contains it
 
 
@@ -107,9 +107,7 @@ class Family:
         """What stands before and behind a dialogue."""
         before, *after = self._wrapped_prompt(self.prompt.replace("{dialogue}", _PLACEHOLDER)).split(_PLACEHOLDER)
         if len(after) != 1:
-            raise ModelError(
-                "The model's chat template does not show its message as it is: remove or mend the template."
-            )
+            raise ModelError("The model's chat template does not show its message as it is: mend or remove it.")
         return before, after[0]
 
     def _wrapped_prompt(self, text: str) -> str:

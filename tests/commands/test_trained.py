@@ -44,9 +44,8 @@ def test_mbr_leaves_a_record_that_results_show(run, tiny_data, capsys):
     assert (run.folder / "mbr-4-2-0.001.csv").read_bytes() == before
     assert runs.read(run.folder).config.key == run.config.key  # still a record
     assert command(run, "--seed", "5", "--temperature", "3") == 0  # which replaces no other
-    assert (run.folder / "mbr-4-3-0.001-seed5.csv").exists() and (
-        run.folder / "mbr-4-2-0.001.csv"
-    ).read_bytes() == before
+    assert (run.folder / "mbr-4-3-0.001-seed5.csv").exists()
+    assert (run.folder / "mbr-4-2-0.001.csv").read_bytes() == before
 
 
 def test_settings_are_tried_on_validation_without_touching_test(run):

@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from jinja2 import Template
 
-from .. import data, hardware, models, report, runs
+from .. import data, hardware, models, report, runs, study
 from ..disk import require_writable
 from ..errors import ConfigurationError, ModelError
 from ..experiments import SAMPLE_DATA
@@ -50,8 +50,7 @@ def export(run: runs.Run, folder: Path, *, merge: bool = False, gguf: str | None
     if folder.exists():
         raise ConfigurationError(f"{folder} is there already. Name a new folder.")
     require_writable(folder.parent, "Name another folder.")
-    if asked.peft:
-        models.require_same_base(asked.model, asked.model_fingerprint, run.folder)
+    study.require_same_base(run)
     bundle = models.load_model(run.experiment, run.weights)
     if merge or (gguf and asked.peft):
         if not asked.peft or bundle.model.active_peft_config.is_prompt_learning:

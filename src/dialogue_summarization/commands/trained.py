@@ -4,6 +4,7 @@ import glob
 import math
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,21 +79,19 @@ def _systems_of(places: Sequence[Path], options: Namespace) -> tuple[list[system
     own = [runs.load_data(run, options.dataset or run.config.dataset) for run in made.values()]
     if len({data.fingerprint({"test": splits["test"]}) for splits in own}) > 1:
         raise DataError("These runs are of different test dialogues, and cannot be compared.")
-    rows, loaded, missing = (own[0] if own else data.load_source(options.dataset))[options.split], [], 0
-    owners: list[Path] = []
+    rows, missing = (own[0] if own else data.load_source(options.dataset))[options.split], 0
+    found: list[tuple[Path, systems.System]] = []
     for place in places:
         if place in records:
-            loaded += systems.of_runs(records[place], rows)
+            found += [(place, one) for one in systems.of_runs(records[place], rows)]
         else:
             may_lack = options.allow_missing
             system, texts = systems.of_file(place.stem, place, options.column, rows, allow_missing=may_lack)
-            loaded.append(system)
+            found.append((place, system))
             missing += texts.count("")
-        owners += [place] * (len(loaded) - len(owners))
-    names = [one.name for one in loaded]
-    several = [replace(one, name=f"{place}: {one.name}") for one, place in zip(loaded, owners, strict=True)]
-    loaded = [one if names.count(one.name) == 1 else other for one, other in zip(loaded, several, strict=True)]
-    return loaded, rows, missing
+    counts = Counter(one.name for _, one in found)
+    named = [replace(one, name=f"{place}: {one.name}") if counts[one.name] > 1 else one for place, one in found]
+    return named, rows, missing
 
 
 def find_trained(place: Path) -> list[runs.Run]:
@@ -169,11 +168,11 @@ def decode(options: Namespace) -> None:
     temperature, epsilon, stem = options.temperature, options.epsilon, f"mbr-{options.samples}"
     if options.samples < 2 or not 0 < temperature < math.inf or not 0 <= epsilon < 1:
         raise ConfigurationError("--samples is 2 or more, --temperature above 0, --epsilon from 0 to below 1.")
+    sampling = {"temperature": temperature, "epsilon_cutoff": epsilon}
     stem += "-validation" if options.split == "validation" else ""
-    if options.split == "validation" or (temperature, epsilon) != (1, 0.02):  # others do not replace the record
+    if options.split == "validation" or not sampling.items() <= mbr.SAMPLING.items():
         stem += f"-{temperature:g}-{epsilon:g}"
     stem += f"-seed{options.seed}" if options.seed else ""
-    sampling = {"temperature": temperature, "epsilon_cutoff": epsilon}
     for run in find_trained(options.run):
         disk.require_writable(run.folder, _COPY)
         rows = mbr.dialogues_of(run, options.dataset or run.config.dataset, options.split)
