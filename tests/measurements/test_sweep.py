@@ -1,12 +1,13 @@
 """Sweeps: rows as they are made, what is done is skipped, and a trial is the run that `study` makes."""
 
+import copy
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 from helpers import tiny_experiment, write_jsonl
 
-from dialogue_summarization import data, disk, experiments, runs, study
+from dialogue_summarization import data, disk, experiments, models, runs, study
 from dialogue_summarization.errors import ConfigurationError, RecordError
 from dialogue_summarization.experiments import method
 from dialogue_summarization.methods.table import FURTHER_METHODS
@@ -181,11 +182,14 @@ def test_the_spaces_are_what_they_say(tmp_path):
     chosen = experiments.experiment("smollm2-dialogsum")
     grid = trials.search_space("grid", chosen, 12_460, tmp_path)
     plain = [trial.lora_columns for trial in grid.trials if trial.lora_columns.get("alpha") == 32]
-    assert len(plain) == 5 * (2 * 3 + 2 * 4) and len(grid.trials) == 70 + 6 + 5
+    assert len(plain) == 5 * (2 * 3 + 2 * 4) and len(grid.trials) == 70 + 8 + 5
     assert len({(one["rank"], one["targets"]) for one in plain}) == 20
     tried = trials.search_space("methods", chosen, 12_460, tmp_path).trials
     rates = {name: [one.learning_rate for one in tried if one.method.name == name] for name in trials.COMPARED}
-    assert all(len(several) == 3 and several[2] == pytest.approx(9 * several[0]) for several in rates.values())
+    assert all(several[2] == pytest.approx(9 * several[0]) for several in rates.values())
+    three = {name for name, several in rates.items() if len(several) == 3}
+    assert three == {"lora-balanced", "dora", "rslora", "qlora-nf4"}
+    assert all(several[3:] in ([], [pytest.approx(9 * several[1])]) for several in rates.values())
     assert rates["lora-balanced"][1] == 2e-3 and rates["full"][1] == 1e-4 and rates["ia3"][1] == pytest.approx(1e-2)
     trained = {name for name, one in {**experiments.METHODS, **FURTHER_METHODS}.items() if one.is_trained}
     assert trained - set(rates) == {"lora-efficient", "lora-high-performance"} and set(rates) <= trained
@@ -193,6 +197,36 @@ def test_the_spaces_are_what_they_say(tmp_path):
         assert trial.epochs >= 3 and trial.epochs * -(-round(trial.train_fraction * 12_460) // 32) >= 100
         settings = trial.experiment(chosen).settings_for(trial.method)
         assert (settings.averaged_epochs, settings.label_smoothing, settings.select_by) == (0, 0.1, "loss")
+
+
+def test_claims_compare_what_is_alike(tmp_path):
+    chosen = experiments.experiment("smollm2-dialogsum")
+    space = trials.search_space("claims", chosen, 12_460, tmp_path)
+    assert not space.tested
+    own = {trial.method.name: trial for trial in space.trials}
+    model = models.load_model(chosen).model
+    sizes = {
+        name: models.count_parameters(models.apply_method(copy.deepcopy(model), own[name].method))
+        for name in ("lora-r33-attention", "lora-r20-mlp")
+    }
+    assert {size["trainable_parameters"] for size in sizes.values()} == {3_801_600}
+    rslora, plain = own["lora-r64-all-linear-rslora"].method.peft, trials.grid_lora(64, "all linear").peft
+    assert {**plain, "use_rslora": True} == rslora
+    for name, trial in own.items():
+        size = int(name.rpartition("-")[2]) if "-batch-" in name else 32
+        assert trial.experiment(chosen).settings_for(trial.method).batch_size == size
+    assert {name for name in own if "-batch-" in name} == {
+        f"{name}-batch-{size}" for name in ("full", "lora-r16-all-linear") for size in (8, 128)
+    }
+    for name in ("grid", "claims"):
+        tried = trials.search_space(name, chosen, 12_460, tmp_path)
+        disk.write_csv(tmp_path / f"{name}.csv", table_of(tried, lambda trial: abs(trial.learning_rate - 2e-3)))
+    again = trials.search_space("claims-repeats", chosen, 12_460, tmp_path).trials
+    assert sorted((one.method.name, one.seed) for one in again) == sorted(
+        (name, seed) for name in {*own, "lora-r64-all-linear"} for seed in (1, 2)
+    )
+    assert {one.learning_rate for one in again if one.method.peft} == {2e-3}
+    assert {one.batch_size for one in again if "-batch-" in one.method.name} == {8, 128}
 
 
 def table_of(space, value):

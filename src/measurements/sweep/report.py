@@ -19,7 +19,7 @@ from dialogue_summarization.evaluation.statistics import compare, holm
 from dialogue_summarization.intervals import resampled_means
 
 from . import records
-from .trials import ALPHA, VARIANTS
+from .trials import ALPHA, BATCH_SIZES, VARIANTS
 
 BALANCED = "lora-balanced"
 HOLDS_BETWEEN = {
@@ -27,9 +27,11 @@ HOLDS_BETWEEN = {
     "best rate hardly depends on the rank (factor 0.33 to 3)": (1 / 3, 3),
     "attention falls short of the MLP (loss difference above 0)": (0, np.inf),
     "LoRA meets full fine-tuning (loss difference below 0.02)": (-np.inf, 0.02),
+    "LoRA falls behind full as the batch grows (growth of the loss difference above 0)": (0, np.inf),
+    "rsLoRA is better than plain LoRA at rank 64 (loss difference below 0)": (-np.inf, 0),
     f"variants are within 2 % of {BALANCED} (ROUGE-L)": (-0.02, 0.02),
 }
-TEN_TIMES, SAME_RATE, ATTENTION_BEHIND, MEETS_FULL, VARIANTS_NEAR = HOLDS_BETWEEN
+TEN_TIMES, SAME_RATE, ATTENTION_BEHIND, MEETS_FULL, BATCH_GROWS, RSLORA_BETTER, VARIANTS_NEAR = HOLDS_BETWEEN
 AT_END = "cannot tell: a best rate lies at the end of those tried"
 
 
@@ -101,7 +103,9 @@ def over_balanced(tested: Sequence[systems.System]) -> dict[str, tuple[float, fl
     return distances
 
 
-def claims(grid: pd.DataFrame, tested: Sequence[systems.System] = ()) -> pd.DataFrame:
+def claims(
+    grid: pd.DataFrame, tested: Sequence[systems.System] = (), further: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """One row per comparison that a claim rests on, none where its records are missing.
 
     A claim holds where the whole interval lies in its range, and does not where none of it does.
@@ -109,8 +113,11 @@ def claims(grid: pd.DataFrame, tested: Sequence[systems.System] = ()) -> pd.Data
     Args:
         grid: The trials of the search space `grid`, as `load` reads them.
         tested: What the search space `methods` scored, as `load_tested` reads it.
+        further: The trials of the search space `claims`, as `load` reads them.
     """
     rows, distances = list(_grid_comparisons(best_rates(grid))), over_balanced(tested)
+    if further is not None:
+        rows += _further_comparisons(best_rates(pd.concat([grid, further])))
     rows += [(VARIANTS_NEAR, name, distances[name][:3], False) for name in VARIANTS if name in distances]
     cells = []
     for claim, compared, (mean, low, high), at_end in rows:
@@ -175,6 +182,24 @@ def _grid_comparisons(best: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray
         yield claim, f"{_title(best, one)}; {_title(best, other)}", effect, at_end
 
 
+def _further_comparisons(best: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray, bool]]:
+    losses = best.pivot(index="seed", columns="method", values="eval_loss")
+    ended = set(best.loc[best["at_end"].astype(bool) & (best["rates_tried"] >= 3), "method"])
+    pairs = [(ATTENTION_BEHIND, "lora-r33-attention", "lora-r20-mlp")]
+    pairs += [(RSLORA_BETTER, "lora-r64-all-linear-rslora", "lora-r64-all-linear")]
+    by_batch = {size: (f"lora-r16-all-linear-batch-{size}", f"full-batch-{size}") for size in BATCH_SIZES}
+    pairs += [(MEETS_FULL, *both) for both in by_batch.values()]
+    gaps = {}
+    for claim, *both in pairs:
+        if set(both) <= set(losses):
+            gap = gaps[both[0]] = (losses[both[0]] - losses[both[1]]).dropna()
+            yield claim, "; ".join(_title(best, name) for name in both), over_seeds(gap), not ended.isdisjoint(both)
+    small, large = (gaps.get(by_batch[size][0]) for size in BATCH_SIZES)
+    if small is not None and large is not None:
+        at_end = any(name in ended for both in by_batch.values() for name in both)
+        yield BATCH_GROWS, "batch {}; batch {}".format(*reversed(BATCH_SIZES)), over_seeds(large - small), at_end
+
+
 def _repeated(best: pd.DataFrame) -> list[str]:
     """Adapters with several seeds, by their rank."""
     adapters = best[best["method"] != "full"].sort_values("rank", kind="stable")
@@ -185,8 +210,10 @@ def _repeated(best: pd.DataFrame) -> list[str]:
 def _title(best: pd.DataFrame, name: str) -> str:
     own = best[best["method"] == name]
     trial, rates = own.iloc[0], " or ".join(f"{rate:.2g}" for rate in sorted(own["learning_rate"].unique()))
-    if name == "full":
-        return f"full ({trial['train_tokens']:,.0f} summary tokens, rate {rates})"
+    batch = f", batch {name.rpartition('-')[2]}" if "-batch-" in name else ""
+    if name.startswith("full"):
+        return f"full{batch} ({trial['train_tokens']:,.0f} summary tokens, rate {rates})"
     alpha = "" if trial["alpha"] == ALPHA else f", alpha {trial['alpha']:.0f}"
+    alpha += ", rsLoRA" if name.endswith("rslora") else ""
     size = f"{trial['trainable_parameters']:,.0f} parameters"
-    return f"rank {trial['rank']:.0f}, {trial['targets']}{alpha} ({size}, rate {rates})"
+    return f"rank {trial['rank']:.0f}, {trial['targets']}{alpha}{batch} ({size}, rate {rates})"

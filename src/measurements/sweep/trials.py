@@ -24,11 +24,16 @@ TARGET_MODULES = {
 # Without Regret": 32), so that the product of A and B, scaled by alpha / r, begins to move alike at every rank. At rank
 # 16 that is the presets' scale of 2. Two ranks are tried with the presets' alpha = 2 r too.
 ALPHA = 32
-DOUBLED_ALPHA_RANKS = (1, 128)
 GRID_RATES = (5e-4, 2e-3, 8e-3)
 ATTENTION_RATES = (*GRID_RATES, 3.2e-2)  # without the MLP the highest of three was the best
 GRID_FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 GRID_EPOCHS = 2
+# Of two methods of the grid the best of three rates was at an end.
+DOUBLED_ALPHA_RATES = {1: (*GRID_RATES, 3.2e-2), 128: (1.25e-4, *GRID_RATES)}
+# Rank 33 of attention's matrices has as many parameters as rank 20 of the MLP's: 3,801,600 of SmolLM2-135M.
+EQUAL_SIZES = (("attention", 33, (2e-3, 4e-3, 8e-3, 1.6e-2)), ("MLP", 20, (1e-3, 2e-3, 4e-3, 8e-3)))
+RSLORA_RATES = (1.25e-4, 5e-4, 2e-3)  # its scale is eight times as high as plain LoRA's of rank 64
+BATCH_SIZES = (8, 128)  # 32 is the grid's
 TRAIN_FRACTIONS = (0.01, 0.02, 0.1, 0.25, 1.0)
 EPOCHS, MIN_STEPS = 3, 100
 MORE_SEEDS = (1, 2)
@@ -40,6 +45,7 @@ REPEATED = ("full", "lora-balanced", "lora-all-linear", *VARIANTS)  # what the c
 OTHERS = ("vera", "lokr", "oft", "ia3", "layernorm-tuning", "last-2-blocks", "last-4-blocks")
 PLAIN_ONLY = ("prompt-tuning", "prefix-tuning", "qlora-nf4", "qlora-int8")  # slow: their steps are not compiled
 COMPARED = (*REPEATED, *OTHERS, *PLAIN_ONLY)
+HIGHER = set(COMPARED) - {"lora-balanced", "dora", "rslora", "qlora-nf4"}  # their best rate was the highest of three
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,14 @@ class Trial:
     epochs: float
     train_fraction: float
     seed: int = 0
+    batch_size: int | None = None  # None: the experiment's
 
     def experiment(self, base: Experiment) -> Experiment:
         """The base experiment with this trial's settings."""
+        own = base.settings_for(self.method)
         changes = {"learning_rate": self.learning_rate, "epochs": self.epochs} | SETTINGS
-        return replace(base, settings={self.method.name: replace(base.settings_for(self.method), **changes)})
+        changes["batch_size"] = self.batch_size or own.batch_size
+        return replace(base, settings={self.method.name: replace(own, **changes)})
 
     @property
     def lora_columns(self) -> dict[str, object]:
@@ -89,13 +98,18 @@ def search_space(name: str, experiment: Experiment, train_dialogues: int, output
     """
     if name not in SPACES:
         raise ConfigurationError(f"There is no search space {name!r}. There are: {', '.join(SPACES)}.")
-    return SearchSpace(name, SPACES[name](experiment, train_dialogues, outputs), tested=not name.startswith("grid"))
+    is_tested = not name.startswith(("grid", "claims"))
+    return SearchSpace(name, SPACES[name](experiment, train_dialogues, outputs), is_tested)
 
 
 def methods(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
-    """Every method at a third, one and three times its learning rate in the experiment."""
-    tried = [(method(name), experiment.settings_for(method(name)).learning_rate) for name in COMPARED]
-    return [Trial(one, rate * factor, EPOCHS, QUARTER) for one, rate in tried for factor in (1 / 3, 1, 3)]
+    """Every method at a third, one and three times its learning rate in the experiment, some at nine times too."""
+    trials = []
+    for one in map(method, COMPARED):
+        rate = experiment.settings_for(one).learning_rate
+        factors = (1 / 3, 1, 3, 9) if one.name in HIGHER else (1 / 3, 1, 3)
+        trials += [Trial(one, rate * factor, EPOCHS, QUARTER) for factor in factors]
+    return trials
 
 
 def methods_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
@@ -107,11 +121,12 @@ def methods_repeats(experiment: Experiment, train_dialogues: int, outputs: Path)
 def grid(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
     """Rank x target modules x learning rate of LoRA, and full fine-tuning's learning rates."""
     adapters = [grid_lora(rank, targets) for targets in reversed(TARGET_MODULES) for rank in RANKS]
-    adapters += [grid_lora(rank, "all linear", 2 * rank) for rank in DOUBLED_ALPHA_RANKS]
     trials = _grid_trials(method("full"), GRID_FULL_RATES)
     for adapter in adapters:
         has_mlp = "mlp_in" in adapter.peft["target_modules"]
         trials += _grid_trials(adapter, GRID_RATES if has_mlp else ATTENTION_RATES)
+    for rank, rates in DOUBLED_ALPHA_RATES.items():
+        trials += _grid_trials(grid_lora(rank, "all linear", 2 * rank), rates)
     return trials
 
 
@@ -123,8 +138,8 @@ def grid_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) ->
     MLP too.
     """
 
-    def best(name: str) -> float:  # by loss, which says more than ROUGE where differences are small
-        return _best_rate(outputs / "grid.csv", name, lambda table: -table["eval_loss"])
+    def best(name: str) -> float:
+        return _best_rate(outputs / "grid.csv", name, _loss)
 
     start = min(max(GRID_FULL_RATES.index(best("full")) - 1, 0), len(GRID_FULL_RATES) - 3)
     chosen = [(method("full"), GRID_FULL_RATES[start : start + 3])]
@@ -132,6 +147,29 @@ def grid_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) ->
     for adapter in (grid_lora(16, "attention"), grid_lora(64, "attention"), grid_lora(16, "MLP")):
         chosen.append((adapter, [best(adapter.name)]))
     return [trial for adapter, rates in chosen for seed in MORE_SEEDS for trial in _grid_trials(adapter, rates, seed)]
+
+
+def claims(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
+    """Layers at equally many parameters, rsLoRA at a high rank, and LoRA beside full with other batches."""
+    trials = [one for targets, rank, rates in EQUAL_SIZES for one in _grid_trials(grid_lora(rank, targets), rates)]
+    rslora = grid_lora(64, "all linear")
+    rslora = replace(rslora, name=f"{rslora.name}-rslora", peft={**rslora.peft, "use_rslora": True})
+    trials += _grid_trials(rslora, RSLORA_RATES)
+    for size in BATCH_SIZES:
+        for one, rates in ((method("full"), GRID_FULL_RATES[:4]), (grid_lora(16, "all linear"), GRID_RATES)):
+            several = _grid_trials(replace(one, name=f"{one.name}-batch-{size}"), rates)
+            trials += [replace(trial, batch_size=size) for trial in several]
+    return trials
+
+
+def claims_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
+    """Two more seeds of `claims` at their best rates by loss, and of plain LoRA beside rsLoRA."""
+    plain = _grid_trials(grid_lora(64, "all linear"), GRID_RATES)
+    tried = [("claims", trial) for trial in claims(experiment, train_dialogues, outputs)]
+    tried += [("grid", trial) for trial in plain]
+    best = {trial.method.name: _best_rate(outputs / f"{file}.csv", trial.method.name, _loss) for file, trial in tried}
+    chosen = [trial for _, trial in tried if trial.learning_rate == best[trial.method.name]]
+    return [replace(trial, seed=seed) for trial in chosen for seed in MORE_SEEDS]
 
 
 def data(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
@@ -147,8 +185,9 @@ def data(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Tr
     return trials
 
 
-REPEATS = {"methods-repeats": methods_repeats, "grid-repeats": grid_repeats}
-SPACES = {"methods": methods, "grid": grid, "data": data} | REPEATS  # in the order in which they are made
+REPEATS = {"methods-repeats": methods_repeats, "grid-repeats": grid_repeats, "claims-repeats": claims_repeats}
+# In the order in which they are made.
+SPACES = {"methods": methods, "grid": grid, "claims": claims, "data": data} | REPEATS
 
 
 def grid_lora(rank: int, targets: str, alpha: int = ALPHA) -> Method:
@@ -160,6 +199,10 @@ def grid_lora(rank: int, targets: str, alpha: int = ALPHA) -> Method:
 
 def _grid_trials(method: Method, rates: Sequence[float], seed: int = 0) -> list[Trial]:
     return [Trial(method, rate, GRID_EPOCHS, EIGHTH, seed) for rate in rates]
+
+
+def _loss(table: pd.DataFrame) -> pd.Series:  # it says more than ROUGE where differences are small
+    return -table["eval_loss"]
 
 
 def _best_rate(path: Path, name: str, score: Callable[[pd.DataFrame], pd.Series]) -> float:
