@@ -45,7 +45,6 @@ REPEATED = ("full", "lora-balanced", "lora-all-linear", *VARIANTS)  # what the c
 OTHERS = ("vera", "lokr", "oft", "ia3", "layernorm-tuning", "last-2-blocks", "last-4-blocks")
 PLAIN_ONLY = ("prompt-tuning", "prefix-tuning", "qlora-nf4", "qlora-int8")  # slow: their steps are not compiled
 COMPARED = (*REPEATED, *OTHERS, *PLAIN_ONLY)
-HIGHER = set(COMPARED) - {"lora-balanced", "dora", "rslora", "qlora-nf4"}  # their best rate was the highest of three
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,9 @@ def search_space(name: str, experiment: Experiment, train_dialogues: int, output
 
 
 def methods(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
-    """Every method at a third, one and three times its learning rate in the experiment, some at nine times too."""
-    trials = []
-    for one in map(method, COMPARED):
-        rate = experiment.settings_for(one).learning_rate
-        factors = (1 / 3, 1, 3, 9) if one.name in HIGHER else (1 / 3, 1, 3)
-        trials += [Trial(one, rate * factor, EPOCHS, QUARTER) for factor in factors]
-    return trials
+    """Every method at a third, one and three times its learning rate in the experiment."""
+    tried = [(method(name), experiment.settings_for(method(name)).learning_rate) for name in COMPARED]
+    return [Trial(one, rate * factor, EPOCHS, QUARTER) for one, rate in tried for factor in (1 / 3, 1, 3)]
 
 
 def methods_repeats(experiment: Experiment, train_dialogues: int, outputs: Path) -> list[Trial]:
