@@ -2,8 +2,7 @@
 
 On several GPUs the same behind `torchrun --standalone --nproc-per-node N -m`; a batch is that of all of them together.
 Instead of names: `sweep SPACE ... --outputs DIR`, `documents`, `sample-data`, `committed-adapter`,
-`withhold FOLDER DATASET TARGET`, `forgetting DIR RUN ...`, `halve DATASET TARGET`, `distill DATASET TARGET RUN ...`,
-and `headroom DATASET RUN`, with folders of runs.
+`withhold FOLDER DATASET TARGET`, and `forgetting DIR RUN ...` with folders of runs.
 """
 
 import argparse
@@ -25,10 +24,8 @@ from . import (
     card_limits,
     conventions,
     cost_curves,
-    distillation,
     documents,
     forgetting,
-    overfit_test,
     peers,
     sample_data,
     short_training,
@@ -107,9 +104,6 @@ COMMANDS = {
     "documents": documents.write,
     "withhold": withhold.withhold_folder,
     "forgetting": forgetting.write,
-    "halve": distillation.halve,
-    "distill": distillation.write,
-    "headroom": distillation.headroom,
     "committed-adapter": adapter.write,
 }
 MEASURES = {
@@ -120,7 +114,6 @@ MEASURES = {
     **dict.fromkeys(("cpu-full", "cpu-lora-balanced"), peers.measure_on_cpu),
     "adapter-cpu": adapter.measure_on_cpu,
     "conventions": conventions.measure,
-    "t5-overfit-full": overfit_test.overfit,
     "growth": cost_curves.measure_growth,
     "weights": throughput.measure_weights,
 }

@@ -18,7 +18,7 @@ from dialogue_summarization import data, experiments, report, runs
 from dialogue_summarization.evaluation import comparison, results, statistics, systems
 from dialogue_summarization.rouge import TYPES
 
-from . import conventions, distillation, front_page, peers, settings_search, tables
+from . import conventions, front_page, peers, recipes, settings_search, tables
 from .sweep import report as sweep_report
 from .tables import REFERENCE
 
@@ -98,12 +98,12 @@ def study(name: str) -> str:
 
 def choosing() -> str:
     """What the sweep says of the literature's claims, and its methods."""
-    grid, trials = (sweep_report.load(SWEEP, name) for name in ("grid", "methods"))
+    grid, trials, further = (sweep_report.load(SWEEP, name) for name in ("grid", "methods", "claims"))
     tested = sweep_report.load_tested(SWEEP, "methods")
     methods = sweep_report.methods(tested, trials).drop(columns=["training s", "adapter MB"])
     methods = methods.rename(columns=SWEEP_HEADS, index=tables.label)
-    made = origin(pd.concat([grid, trials]).to_dict("records"))
-    return joined(sweep_report.claims(grid, tested), methods, signature("smollm2-dialogsum"), made)
+    made = origin(pd.concat([grid, trials, further]).to_dict("records"))
+    return joined(sweep_report.claims(grid, tested, further), methods, signature("smollm2-dialogsum"), made)
 
 
 def main_question() -> str:
@@ -194,7 +194,7 @@ BLOCKS = {  # name: document, content
     "smollm2-dialogsum": ("docs/results.md", partial(study, "smollm2-dialogsum")),
     "main-question": ("docs/results.md", main_question),
     "trained-twice": ("docs/results.md", partial(made_again, "repeats", STUDY, earlier=True)),
-    "recipes": ("docs/results.md", lambda: joined(distillation.table(), signature("smollm2-dialogsum"))),
+    "recipes": ("docs/results.md", lambda: joined(recipes.table(), signature("smollm2-dialogsum"))),
     "quickstart": ("docs/results.md", partial(study, "quickstart")),
     "cpu": ("docs/how_it_is_fast.md", partial(table, peers.table)),
     "conventions": ("docs/how_scores_are_made.md", partial(table, conventions.table)),

@@ -49,7 +49,6 @@ CONFIGURATIONS = {
     "smollm2-full": Configuration("smollm2", batch_size=32),
     "smollm2-lora-plain": Configuration("smollm2", "lora-balanced", 32, compiled=False, steps=60, warm_up=20),
     "smollm2-lora": Configuration("smollm2", "lora-balanced", 32),
-    "smollm2-dora": Configuration("smollm2", "dora", 32),
     # Weights, gradients and AdamW's moments are 2.85 B x 16 bytes = 42.5 GiB: two GPUs hold them, one does not.
     "t5-xl-full": Configuration("t5-xl", batch_size=8, compiled=False, steps=20, warm_up=5, gib=42),
 }

@@ -1,6 +1,7 @@
 """What a sweep's records are made to say: on hand-made records whose answers are known."""
 
 import json
+from dataclasses import replace
 
 import forked
 import numpy as np
@@ -12,7 +13,16 @@ from dialogue_summarization import data, disk, experiments, runs
 from dialogue_summarization.errors import RecordError
 from dialogue_summarization.rouge import TYPES
 from measurements.sweep import records, report
-from measurements.sweep.report import AT_END, ATTENTION_BEHIND, MEETS_FULL, SAME_RATE, TEN_TIMES, VARIANTS_NEAR
+from measurements.sweep.report import (
+    AT_END,
+    ATTENTION_BEHIND,
+    BATCH_GROWS,
+    MEETS_FULL,
+    RSLORA_BETTER,
+    SAME_RATE,
+    TEN_TIMES,
+    VARIANTS_NEAR,
+)
 from measurements.sweep.trials import EIGHTH, GRID_FULL_RATES, GRID_RATES, Trial, grid_lora, search_space
 
 CHOSEN = experiments.experiment("smollm2-dialogsum")
@@ -107,6 +117,58 @@ def test_claims_that_do_not_hold_are_refuted(tmp_path):
     rising.loc[attention, "eval_loss"] += 0.3
     rising.loc[attention & (rising["learning_rate"] > max(GRID_RATES)), "eval_loss"] = 1.74
     assert report.claims(rising).loc[ATTENTION_BEHIND, "verdict"] == AT_END
+
+
+def further(folder, value):
+    """Records of `claims` and its repeats: `value` gives the loss of a method and seed at its best rate, the second."""
+    trials = list(search_space("claims", CHOSEN, 12_460, folder).trials)
+    rates = {name: [one.learning_rate for one in trials if one.method.name == name][:3] for name in names(trials)}
+    again = [
+        replace(one, seed=seed) for one in trials for seed in (1, 2) if one.learning_rate == rates[name_of(one)][1]
+    ]
+    again += [Trial(grid_lora(64, "all linear"), 2e-3, 2, EIGHTH, seed) for seed in (1, 2)]
+    for name, several in (("claims", trials), ("claims-repeats", again)):
+        rows = []
+        for number, trial in enumerate(several):
+            at = rates.get(name_of(trial), [0, 2e-3])[1]
+            rows.append(row(trial, bowl(trial, at, value(name_of(trial), trial.seed)), number))
+        disk.write_csv(folder / f"{name}.csv", pd.DataFrame(rows, columns=records.COLUMNS))
+    return report.load(folder, "claims")
+
+
+def name_of(trial):
+    return trial.method.name
+
+
+def names(trials):
+    return dict.fromkeys(map(name_of, trials))
+
+
+def test_layers_batches_and_rslora_are_compared_with_what_is_alike(tmp_path):
+    losses = {"lora-r33-attention": 1.53, "lora-r20-mlp": 1.5, "lora-r64-all-linear-rslora": 1.48}
+    losses |= {"full-batch-8": 1.4, "lora-r16-all-linear-batch-8": 1.41, "full-batch-128": 1.5}
+    losses |= {"lora-r16-all-linear-batch-128": 1.56, "lora-r64-all-linear": 1.5}
+    own = grid(tmp_path, lambda trial: (2e-3, 1.5))
+    table = report.claims(own, further=further(tmp_path, lambda name, seed: losses[name] + 0.001 * seed))
+    said = {(claim, line["compared"].split(" (")[0]): line for claim, line in table.iterrows()}
+    attention = said[ATTENTION_BEHIND, "rank 33, attention"]
+    assert (attention["effect"], attention["verdict"]) == ("0.03", "holds")
+    assert attention["compared"].count("3,801,600 parameters") == 2
+    rslora = said[RSLORA_BETTER, "rank 64, all linear, rsLoRA"]
+    assert rslora["compared"].split("; ")[1].startswith("rank 64, all linear (")
+    assert float(rslora["effect"]) == pytest.approx(-0.02, abs=2e-3) and rslora["verdict"] == "holds"
+    small, large = (said[MEETS_FULL, f"rank 16, all linear, batch {size}"] for size in (8, 128))
+    assert [(one["effect"], one["verdict"]) for one in (small, large)] == [("0.01", "holds"), ("0.06", "does not hold")]
+    assert "; full, batch 8 (" in small["compared"] and "; full, batch 128 (" in large["compared"]
+    grown = table.loc[BATCH_GROWS]
+    assert (grown["compared"], grown["effect"], grown["verdict"]) == ("batch 128; batch 8", "0.05", "holds")
+    noisy = further(tmp_path, lambda name, seed: losses[name] + 0.05 * seed * (name == "full-batch-128"))
+    assert report.claims(own, further=noisy).loc[BATCH_GROWS, "verdict"] == "cannot tell"
+    ends = further(tmp_path, lambda name, seed: losses[name])
+    lowest = (ends["method"] == "full-batch-128") & (ends["learning_rate"] == 3e-5)
+    ends.loc[lowest, "eval_loss"] = 1.0
+    assert report.claims(own, further=ends).loc[BATCH_GROWS, "verdict"] == AT_END
+    assert BATCH_GROWS not in report.claims(own).index
 
 
 def test_one_seed_and_noise_leave_it_open(tmp_path):
