@@ -20,7 +20,7 @@ from .errors import DataError
 from .experiments import SAMPLE_DATA, Experiment
 from .files import SUFFIXES, read_rows, refuse_written_list
 from .hub import fetch
-from .texts import unify_line_ends, words
+from .texts import unified, words
 
 SPLITS = ("train", "validation", "test")
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +114,7 @@ def _is_empty(value: object) -> bool:
 
 
 def checked(value: object, place: str) -> str:
-    """A text from a source, with one kind of line end. Raises `DataError` where it is empty, damaged or no text."""
+    """A text from a source, `unified`. Raises `DataError` where it is empty, damaged or no text."""
     if not isinstance(value, str):
         raise DataError(f"{place}: text expected, not {type(value).__name__}.")
     if not value.strip():
@@ -122,7 +122,7 @@ def checked(value: object, place: str) -> str:
     if re.search("[\ufffd\x00\ud800-\udfff]", value):  # the last are surrogates, which JSON can spell
         raise DataError(f"{place}: damaged characters. Save the file as UTF-8.")
     refuse_written_list(value, place)
-    return unify_line_ends(value).strip()
+    return unified(value).strip()
 
 
 def _dialogue_ids(row_ids: list[list[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Texts of any script, from any system: one kind of line end, and where words begin and end."""
+"""Texts of any script, from any system: one form of letters and line ends, and where words begin and end."""
 
 import re
 import unicodedata
@@ -14,9 +14,9 @@ _UNSPACED = re.compile(
 )
 
 
-def unify_line_ends(text: str) -> str:
-    r"""The text with `\n` for every line end: of Windows, of old Macs, and whatever else `str.splitlines` splits at."""
-    return _LINE_END.sub("\n", text)
+def unified(text: str) -> str:
+    r"""The text `composed`, with `\n` for every line end: of Windows, and all else that `str.splitlines` splits at."""
+    return composed(_LINE_END.sub("\n", text))
 
 
 def composed(text: str) -> str:

@@ -21,7 +21,7 @@ from .experiments import VIRTUAL_TOKENS
 from .model_checks import require_known_script
 from .prompts import PROMPT
 from .text_encoding import TextEncoder
-from .texts import unify_line_ends
+from .texts import unified
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy leaves out
 _SYSTEM = "\ue001"  # a system message, to be found again
@@ -47,7 +47,7 @@ class Family:
 
     def prompt_length(self, dialogue: str) -> int:
         """The tokens of a dialogue's prompt, before it is cut to `max_prompt_tokens`."""
-        return len(self._encoder.encode([unify_line_ends(dialogue)], self._prompt_affixes)[0])
+        return len(self._encoder.encode([unified(dialogue)], self._prompt_affixes)[0])
 
     def encode(self, dialogue: str, summary: str | None = None) -> dict[str, Any]:
         """A dialogue, and the summary to learn, as one row of `encode_all`."""
@@ -62,7 +62,7 @@ class Family:
         is longer than the model has positions, or the tokenizer does not know the texts' script.
         """
         rows = []
-        dialogues, summaries = (list(map(unify_line_ends, texts or ())) for texts in (dialogues, summaries))
+        dialogues, summaries = (list(map(unified, texts or ())) for texts in (dialogues, summaries))
         for texts in (dialogues, summaries):
             require_known_script(self.tokenizer, texts[:: max(1, len(texts) // 50)])
         encoded = self._encoder.encode(dialogues, self._prompt_affixes)

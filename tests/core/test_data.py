@@ -163,6 +163,16 @@ def test_every_line_end_is_one_line_end_wherever_texts_come_in(tmp_path, end):
         assert list(zip(table["dialogue"], table["summaries"], strict=True)) == expected
 
 
+def test_decomposed_letters_are_composed_wherever_texts_come_in(tmp_path):
+    composed = {"id": "é1", "dialogue": "Zoë: Ça va?\nBjörn: 각하, ồ.", "summary": "Zoë asks Björn."}
+    rows = [{key: unicodedata.normalize("NFD", text) for key, text in composed.items()}]
+    assert rows[0] != composed
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    for read in (rows, data.read_rows(tmp_path / "rows.csv")):
+        [row] = data.group_references(read, "rows")
+        assert (row["id"], row["dialogue"], row["summaries"]) == ("é1", composed["dialogue"], [composed["summary"]])
+
+
 @pytest.mark.parametrize("name", ["TRAIN.CSV", "Train.Tsv", "train.JSONL"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_delimiters_and_endings_of_other_programs_are_read(tmp_path, name, delimiter):

@@ -292,6 +292,12 @@ def test_line_ends_of_any_system_are_read_alike(bundle, end):
     assert bundle.family.encode((DIALOGUE + "\n").replace("\n", end), f"One.{end}Two.") == unix
 
 
+def test_composed_and_decomposed_letters_are_read_alike(bundle):
+    texts = ("Zoë: Ça va, Björn?", "Zoë asks Björn.")
+    decomposed = [unicodedata.normalize("NFD", text) for text in texts]
+    assert decomposed != [*texts] and bundle.family.encode(*decomposed) == bundle.family.encode(*texts)
+
+
 @pytest.fixture(scope="module")
 def smollm2():
     quickstart = QUICKSTART

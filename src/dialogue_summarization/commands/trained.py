@@ -16,7 +16,7 @@ from ..errors import ConfigurationError, DataError
 from ..evaluation import likelihood, mbr, systems
 from ..experiments import Generation
 from ..models import ModelBundle
-from ..texts import unify_line_ends
+from ..texts import unified
 from ..tokenization import Family
 
 _COPY = "Copy the run's folder to where it can be, and name the copy."
@@ -131,7 +131,7 @@ def summarize_long(bundle: ModelBundle, dialogue: str, settings: Generation, how
 
     With "split" the parts' summaries are summarized. No scored run does it: that is not what was trained.
     """
-    dialogue = unify_line_ends(dialogue)
+    dialogue = unified(dialogue)
     parts = first = split(bundle.family, dialogue) if how == "split" else [dialogue]
     while len(parts) > 1:
         text = "\n".join(generation.summarize(bundle, parts, settings, progress=False))

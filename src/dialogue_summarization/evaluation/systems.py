@@ -22,7 +22,7 @@ from ..intervals import interval
 from ..report import display_name, predictions, with_interval
 from ..rouge import TYPES, score_dialogues, score_pairs, scorer_for
 from ..runs import Run
-from ..texts import unify_line_ends
+from ..texts import unified
 
 KINDS = ("reference", "published", "run", "adapter", "file", "baseline")
 CANDIDATES = 128  # train summaries that are tried as the one sentence for all dialogues
@@ -133,7 +133,7 @@ def best_sentence(train: Dataset) -> str:
 
 def copied_turns(dialogue: str) -> dict[str, str]:
     """What each baseline copies of a dialogue; turns drawn at random are the same for the same dialogue."""
-    turns = unify_line_ends(dialogue).split("\n")
+    turns = unified(dialogue).split("\n")
     drawn = random.Random(f"0 {dialogue}").sample(range(len(turns)), min(2, len(turns)))
     copies = {f"lead-{count}": turns[:count] for count in (1, 2, 3)}
     copies |= {"longest turn": [max(turns, key=len)], "2 random turns": [turns[place] for place in sorted(drawn)]}
@@ -222,7 +222,7 @@ def _summary(value: object, where: str) -> str:
     if not isinstance(value, str | None):
         raise DataError(f"{where}: text expected, not {type(value).__name__}.")
     refuse_written_list(value or "", where)
-    return unify_line_ends(value or "").strip()
+    return unified(value or "").strip()
 
 
 def _count(ids: list[str]) -> str:
