@@ -175,6 +175,7 @@ def loaded_by(notebooks):
     return loaded
 
 
+@functools.cache
 def measured():
     notebooks = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.name[:2] not in ("05", "06"))
     return {
