@@ -21,7 +21,7 @@ from dialogue_summarization.rouge import score_dialogues
 BIG = replace(METHODS["lora-balanced"], peft=METHODS["lora-balanced"].peft | {"r": 32, "lora_alpha": 32})
 TINY = Settings(5e-3, epochs=2, batch_size=4, select_by="loss")
 FAST = replace(TINY, learning_rate=1e-2, batch_size=8)
-EPOCHS = {"t5": 60, "llama": 100}  # enough to learn eight summaries by heart
+EPOCHS = {"t5": 45, "llama": 100}  # enough to learn eight summaries by heart
 GENERATION = Generation(max_new_tokens=30)
 QUIET = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "load_best_model_at_end": False}
 
