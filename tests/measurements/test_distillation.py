@@ -2,6 +2,7 @@
 
 import json
 
+import forked
 import pytest
 import torch
 from helpers import tiny_experiment
@@ -25,7 +26,9 @@ def test_a_choice_by_reference_and_one_by_agreement():
     assert distillation.nearest(DRAWN, ["Ben has a red bike."]) == "Ben sells a red bike."
 
 
-def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_path):
+def test_two_runs_draw_average_and_hand_on_a_data_set(two_runs, tiny_data, tmp_path, monkeypatch):
+    forked.serve()  # its processes need not import everything anew
+    monkeypatch.setattr(distillation.multiprocessing, "get_context", {"spawn": forked.processes}.get)
     folders = [str(run.folder) for run in two_runs]
     assert command.main(["distill", str(tiny_data), str(tmp_path / "out"), *folders]) == 0
     one, two = (load_file(run.weights / "model.safetensors") for run in two_runs)
