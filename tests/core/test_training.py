@@ -198,7 +198,7 @@ class SpoilLastEpoch(transformers.TrainerCallback):
     ("family_name", "select_by"), [("t5", "rouge2"), ("llama", "rouge2"), ("llama", "loss")], indirect=["family_name"]
 )
 def test_the_best_checkpoint_is_kept(tiny, tmp_path, select_by):
-    many = [row | {"summary": [row["summary"]] * 20} for row in tiny_rows(8)]  # 20 steps an epoch
+    many = [row | {"summary": [row["summary"]] * 10} for row in tiny_rows(8)]  # 10 steps an epoch
     experiment = with_data(tiny, tmp_path / "data", many, tiny_rows(8))
     settings, spoil = replace(FAST, epochs=4, select_by=select_by), SpoilLastEpoch()
     trainer = train(experiment, settings, tmp_path, more={"callbacks": [spoil]})
