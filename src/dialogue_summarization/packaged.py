@@ -10,7 +10,9 @@ import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from unittest.mock import patch
 
+import gguf as gguf_format
 import platformdirs
 import tokenizers
 import torch
@@ -65,7 +67,9 @@ def gguf() -> Path:
 
 def convert(source: Path, target: Path) -> None:
     """Write the model and tokenizer of a GGUF file into a folder that `from_pretrained` reads."""
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
+    # Of the file's header transformers makes the same three times, and the same map of names for each of 397 modules.
+    made_once = {name: lru_cache(getattr(gguf_format, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with quiet(), contextlib.redirect_stderr(io.StringIO()), patch.multiple(gguf_format, **made_once):
         loaded = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         from_gguf = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # A plain model with the same weights, since transformers refuses to save one that came from GGUF.
@@ -82,14 +86,10 @@ def convert(source: Path, target: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.add_special_tokens([from_gguf.convert_ids_to_tokens(number) for number in range(17)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-        model_max_length=model.config.max_position_embeddings,
-        clean_up_tokenization_spaces=False,
-    )
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    special |= dict.fromkeys(("pad_token", "unk_token"), "<|endoftext|>")
+    length = model.config.max_position_embeddings
+    options = {"model_max_length": length, "clean_up_tokenization_spaces": False}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special, **options)
     tokenizer.chat_template = from_gguf.chat_template
     tokenizer.save_pretrained(target)

@@ -1,12 +1,13 @@
 """The trainer for a GPU learns what the plain one learns; where memory runs out it goes on with less at once."""
 
 import contextlib
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
 import transformers
-from helpers import as_if_compiled, hold, interrupt, tiny_model, tiny_rows, trainer_of, with_data
+from helpers import as_if_compiled, hold, interrupt, tiny_experiment, tiny_model, tiny_rows, trainer_of, with_data
 
 from dialogue_summarization import callbacks, experiments, models, study
 from dialogue_summarization.acceleration import trainer as accelerated
@@ -43,6 +44,21 @@ def accelerated_of(*some, **more):
     return trainer_of(*some, kind=AcceleratedTrainer, **more)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_models, tiny_data, tmp_path_factory):
+    """The trainer of a family and method that has learned from `ROWS`: made for the first test that asks for it."""
+
+    @functools.cache
+    def trained(family, method="full"):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        experiment = with_data(tiny_experiment(tiny_models[family], tiny_data), folder / "data", ROWS)
+        trainer = accelerated_of(experiment, TINY, folder, METHODS[method])
+        trainer.train()
+        return trainer
+
+    return trained
+
+
 def curve(trainer):
     names = ("loss", "eval_loss", "eval_rouge2", "learning_rate", "step")
     return [{name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history]
@@ -67,10 +83,10 @@ BEGAN, SAVED = "going on from where it began with", "going on from the last chec
         ("lora-balanced", 7, [f"step 8: {SAVED} 2 x 2", f"step 6: {SAVED} 4 x 1"]),  # in the second epoch
     ],
 )
-def test_a_step_that_does_not_fit_changes_nothing(tiny, tmp_path, capsys, method, after, said):
-    experiment = with_data(tiny, tmp_path / "data", ROWS)
-    wanted = accelerated_of(experiment, TINY, tmp_path / "undisturbed", METHODS[method])
-    wanted.train()
+def test_a_step_that_does_not_fit_changes_nothing(
+    tiny, family_name, undisturbed, tmp_path, capsys, method, after, said
+):
+    experiment, wanted = with_data(tiny, tmp_path / "data", ROWS), undisturbed(family_name, method)
     trainer = accelerated_of(experiment, TINY, tmp_path / "disturbed", METHODS[method])
     limit(trainer.model, 1, after=after)
     capsys.readouterr()
@@ -84,14 +100,14 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny, tmp_path, capsys, method
     assert trainer.train_seconds > 0
 
 
-def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(tiny, family_name, undisturbed, tmp_path, monkeypatch):
     """Also where memory runs out before there is a checkpoint of this sitting."""
-    experiment = with_data(tiny, tmp_path / "data", ROWS)
+    experiment, wanted = with_data(tiny, tmp_path / "data", ROWS), undisturbed(family_name)
     monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_CHECKPOINTS", 0)
-    wanted = accelerated_of(experiment, TINY, tmp_path / "undisturbed")
-    wanted.train()
-    first = accelerated_of(experiment, TINY, tmp_path / "disturbed", save_total_limit=None)
-    first.train()
+    first = accelerated_of(experiment, TINY, tmp_path / "disturbed")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 4)
+        first.train()
     trainer = accelerated_of(experiment, TINY, tmp_path / "other")
     limit(trainer.model, 2)
     trainer.train(resume_from_checkpoint=str(tmp_path / "disturbed" / "checkpoints" / "checkpoint-3"))
@@ -120,10 +136,8 @@ def test_other_errors_are_not_mended(tiny, tmp_path):
     assert len(calls) == 1
 
 
-def test_an_evaluation_that_does_not_fit_changes_nothing(tiny, tmp_path, capsys):
-    experiment = with_data(tiny, tmp_path / "data", ROWS)
-    wanted = accelerated_of(experiment, TINY, tmp_path / "undisturbed")
-    wanted.train()
+def test_an_evaluation_that_does_not_fit_changes_nothing(tiny, family_name, undisturbed, tmp_path, capsys):
+    experiment, wanted = with_data(tiny, tmp_path / "data", ROWS), undisturbed(family_name)
     trainer = accelerated_of(experiment, TINY, tmp_path / "disturbed")
     seen = limit(trainer.model, 3, training=False)
     capsys.readouterr()
@@ -144,10 +158,8 @@ def test_the_key_of_a_run_does_not_know_how_much_was_held(tiny, tmp_path, monkey
 
 
 @pytest.mark.parametrize("method", ["full", "lora-balanced"])
-def test_activations_computed_twice_change_nothing(tiny, tmp_path, monkeypatch, method):
-    experiment = with_data(tiny, tmp_path / "data", ROWS)
-    wanted = accelerated_of(experiment, TINY, tmp_path / "kept", METHODS[method])
-    wanted.train()
+def test_activations_computed_twice_change_nothing(tiny, family_name, undisturbed, tmp_path, monkeypatch, method):
+    experiment, wanted = with_data(tiny, tmp_path / "data", ROWS), undisturbed(family_name, method)
     hold(monkeypatch, 2, checkpointing=True)
     trainer = accelerated_of(experiment, TINY, tmp_path / "twice", METHODS[method])
     passes = []

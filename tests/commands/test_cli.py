@@ -17,16 +17,13 @@ from unittest import mock
 import forked
 import papermill
 import pytest
-from helpers import SHARED, tiny_experiment, tiny_rows, write_jsonl
+from helpers import tiny_experiment, tiny_rows, write_jsonl
 
 from dialogue_summarization import data, experiments, report, runs, study
 from dialogue_summarization.commands import cli, execution, notebooks, trained
 from dialogue_summarization.errors import DataError
 from dialogue_summarization.evaluation import comparison
 from dialogue_summarization.experiments import METHODS
-
-PUBLISHED = SHARED / "published"
-needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published predictions are not here")
 
 
 def write_csv(path, header, rows):
@@ -199,29 +196,6 @@ def test_what_a_command_line_leaves_out_is_what_notebooks_say(name):
     said = {key: ast.literal_eval(entry["default"]) for key, entry in known.items()}
     assert len(said.keys() & defaults.keys()) >= 6
     assert all(said[key] == defaults[key] for key in said.keys() & defaults.keys())
-
-
-@needs_published
-@pytest.mark.usefixtures("read_once")
-@pytest.mark.parametrize(
-    "file, column, rouge1, rouge2, rouge_l",
-    [
-        ("flan_t5_base", "original_model_summaries", 0.2333, 0.0761, 0.2015),
-        ("flan_t5_base", "instruct_model_summaries", 0.4214, 0.1803, 0.3384),
-        ("flan_t5_base", "peft_model_summaries", 0.4081, 0.1635, 0.3251),
-        ("bart_large", "prediction", 0.4748, 0.2140, 0.3877),
-        ("gpt_4o", "prediction", 0.3535, 0.1109, 0.2880),
-        ("gpt_4", "prediction", 0.3496, 0.1235, 0.2899),
-        ("gpt_35", "prediction", 0.3290, 0.1246, 0.2665),
-    ],
-)
-def test_published_predictions_score_as_published(file, column, rouge1, rouge2, rouge_l, capsys):
-    path, source = str(PUBLISHED / f"{file}_dialogsum_predictions.csv"), str(SHARED / "dialogsum")
-    assert cli.main(["score", path, "--dataset", source, "--split", "test", "--column", column, "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert [scores[name] for name in ("rouge1", "rouge2", "rougeL")] == pytest.approx(
-        [rouge1, rouge2, rouge_l], abs=5e-4
-    )
 
 
 def test_score_by_id_whatever_the_order(tiny_data, tmp_path):

@@ -51,6 +51,7 @@ class Cloud:
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        environment["PIP_NO_WARN_CONFLICTS"] = "1"  # it would read what all packages need once more
         return subprocess.run(
             [self.python, *arguments], cwd=self.clone / "notebooks", env=environment, capture_output=True, text=True
         )

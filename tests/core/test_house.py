@@ -1,6 +1,7 @@
 """How the house is built: imports go one way through three doors, keys of committed records stay, budgets hold."""
 
 import ast
+import functools
 import io
 import json
 import re
@@ -81,6 +82,7 @@ def own_imports(tree, package=""):
         yield from ((name, owners.get(node)) for name in names if name in PATHS)
 
 
+@functools.cache
 def imports_of(name):
     path = PATHS[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -134,6 +136,7 @@ def test_the_keys_of_committed_records_stay():
     assert keys == expected
 
 
+@functools.cache
 def count(path):
     """Lines, and those of them with code: without docstrings, comments and blank lines."""
     text = path.read_text(encoding="utf-8")
@@ -172,6 +175,7 @@ def loaded_by(notebooks):
     return loaded
 
 
+@functools.cache
 def measured():
     notebooks = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.name[:2] not in ("05", "06"))
     return {

@@ -24,8 +24,10 @@ OURS, WHOLE, ADAPTER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 # Each in a folder of its own; in one process, which imports what they import once. Nothing of ours is there for them.
 RUN_EACH = """
-import contextlib, io, json, os, sys
+import contextlib, functools, gguf, io, json, os, sys
 sys.modules["dialogue_summarization"] = None
+for name in ("GGUFReader", "get_tensor_name_map"):  # of one file transformers makes each several times
+    setattr(gguf, name, functools.lru_cache(getattr(gguf, name)))
 printed = {}
 for folder, code in json.load(sys.stdin).items():
     os.chdir(folder)

@@ -1,4 +1,4 @@
-"""Systems and the tables that compare them: humans and published systems as published, verdicts that tests allow."""
+"""Systems and the tables that compare them: humans as published, verdicts that tests allow."""
 
 import json
 import math
@@ -14,18 +14,12 @@ from dialogue_summarization import data, disk, errors, experiments, rouge, runs,
 from dialogue_summarization.evaluation import comparison, statistics, systems
 
 needs_dialogsum = pytest.mark.skipif(not (SHARED / "dialogsum").is_dir(), reason="needs shared/dialogsum")
-needs_published = pytest.mark.skipif(not (SHARED / "published").is_dir(), reason="needs shared/published")
 DIALOGUE = "#A#: One.\n#B#: A long second turn.\n#A#: Three, no more."
 
 
 @pytest.fixture(scope="module")
-def dialogsum():
-    return data.load_source(str(SHARED / "dialogsum"))["test"]
-
-
-@pytest.fixture(scope="module")
-def published(dialogsum):
-    return systems.published(dialogsum, SHARED / "published")
+def dialogsum(sources):
+    return sources(str(SHARED / "dialogsum"))["test"]
 
 
 @pytest.fixture(scope="module")
@@ -90,29 +84,6 @@ def test_the_human_baseline_is_as_published(dialogsum):
 
 
 @needs_dialogsum
-@needs_published
-def test_the_recorded_table_is_what_the_predictions_score(dialogsum, published):
-    recorded = systems.published_scores(dialogsum)
-    scored = {one.name: one.columns() for one in published}
-    found = pd.DataFrame.from_dict(scored, orient="index").rename_axis("system")
-    pd.testing.assert_frame_equal(recorded[list(found)], found, check_exact=False, atol=2e-6)
-    assert len(recorded) == 9 and {one.kind for one in published} == {"published"}
-
-
-@needs_dialogsum
-@needs_published
-def test_best_of_three_references_is_as_published(published):
-    named = {one.name: one for one in published}
-    for name, expected in {
-        "BART-large, fine-tuned": [0.5585, 0.3139, 0.4786],
-        "GPT-4o, zero-shot": [0.4226, 0.1693, 0.3551],
-    }.items():
-        one = named[name]
-        assert one.best.mean(axis=(0, 1))[:3] == pytest.approx(expected, abs=5e-5)
-        assert (one.best_of_others <= one.best + 1e-12).all() and (one.best_of_others >= one.f1 - 1e-12).all()
-
-
-@needs_dialogsum
 def test_without_predictions_the_recorded_scores_are_rows(dialogsum):
     several = comparison.all_systems([], dialogsum, "nowhere")
     assert {one.kind for one in several} == {"reference", "baseline"}
@@ -121,16 +92,6 @@ def test_without_predictions_the_recorded_scores_are_rows(dialogsum):
     share = table["gap closed"]
     assert share.iloc[0] == "100%" and list(table["kind"][:2]) == ["reference", "published"]
     assert share.str.endswith("%").all() and "0%" in share.tolist()
-
-
-@needs_dialogsum
-@needs_published
-def test_rows_of_published_systems_are_the_same_scored_or_recorded(dialogsum, published):
-    [human], copy = systems.human_baseline(dialogsum), systems.baselines(dialogsum)[1]
-    recorded = comparison.leaderboard([human, copy], dialogsum)
-    scored = comparison.leaderboard([human, copy, *published], dialogsum)
-    pd.testing.assert_frame_equal(recorded, scored)
-    assert recorded.loc["Llama-3.2-3B-Instruct, LoRA", "ROUGE-L"].startswith("0.402 [")
 
 
 @needs_dialogsum

@@ -113,7 +113,8 @@ def untrained(trained_base):
 def test_a_method_learns_saves_reloads_and_writes_the_same(trained_base, untrained, tmp_path, name):
     method, (rows, loss_before, texts_before) = ALL[name], untrained
     rate = {"rslora": 5e-3, "lora-plus": 2e-3}.get(name, 2e-2 * method.lr_multiplier if method.peft else 5e-3)
-    epochs = 80 if name == "prompt-tuning" else 50  # the slow one: how far it gets in 50 depends on the processor
+    # Of a step each. The slow one: how far it gets in 50 depends on the processor.
+    epochs = {"prompt-tuning": 80, "prefix-tuning": 40, "ia3": 40, "layernorm-tuning": 40, "lokr": 40}.get(name, 20)
     settings = Settings(rate, epochs=epochs, batch_size=8, select_by="loss")
     if method.loraplus_ratio:  # whose optimizer is our trainer's
         bundle = trained(trained_base, method, settings, tmp_path).bundle
@@ -131,10 +132,10 @@ def test_a_method_learns_saves_reloads_and_writes_the_same(trained_base, untrain
 @pytest.mark.parametrize("name", ON_TINY)
 def test_padding_changes_no_loss_and_no_summary(trained_base, name):
     bundle = shaken(trained_base, ALL[name])
-    dialogues = [row["dialogue"] * (1 + number % 3) for number, row in enumerate(tiny_rows(6))]
+    dialogues = [row["dialogue"] * (1 + number % 3) for number, row in enumerate(tiny_rows(4))]
     rows = [bundle.family.encode(text, "No, it was the old map.") for text in dialogues]
     assert len({len(row["input_ids"]) for row in rows}) > 3
-    assert loss(bundle, rows) == pytest.approx(sum(loss(bundle, [row]) for row in rows) / 6, abs=1e-5)
+    assert loss(bundle, rows) == pytest.approx(sum(loss(bundle, [row]) for row in rows) / 4, abs=1e-5)
     together = summarize(bundle, dialogues, GENERATION, progress=False, tokens=10_000)
     assert together == summarize(bundle, dialogues, GENERATION, progress=False, tokens=1)
     for dialogue in dialogues:

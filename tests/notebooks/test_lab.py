@@ -6,6 +6,7 @@ import sys
 import time
 
 import browser
+import forked
 import nbformat
 import papermill
 import pytest
@@ -27,6 +28,7 @@ SERVER = f"""
 import sys
 sys.path.insert(0, {str(data.ROOT / "tests")!r})
 import forked
+forked.join(sys.argv.pop())
 from jupyterlab.labapp import main
 with forked.kernels():
     main()
@@ -107,6 +109,7 @@ def lab(tiny_models, tiny_data, tmp_path_factory):
     )
     line = [sys.executable, "-c", SERVER, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     line += ["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={place / 'notebooks'}"]
+    line += [forked.address()]
     with (
         open(place / "log.txt", "w", encoding="utf-8") as log,
         browser.started(line, env=environment, stdout=log, stderr=log) as server,
@@ -128,7 +131,7 @@ def test_every_notebook_runs_and_can_be_read_in_both_themes(lab, tmp_path):
         page.wait_for_function("window.jupyterapp && jupyterapp.restored.then(() => true)")
         for name in ALL:  # in order: the fourth reads what the first three made
             page.evaluate(RUN, f"{name}.ipynb")
-            page.wait_for_function(RAN, timeout=300_000)
+            page.wait_for_function(RAN, polling=500, timeout=300_000)  # else at each frame of the page
             look_at(page, name, tmp_path)
             if name == NOTEBOOKS[3]:
                 names = page.locator(".jp-OutputArea-output").last.locator("tbody th").all_inner_texts()
