@@ -32,10 +32,8 @@ sys.modules["rfc3987_syntax"] = None
 def pytest_sessionstart(session):
     """The process that hands tests out to others imports nothing that is heavy, and so do these functions."""
     if "PYTEST_XDIST_WORKER" in os.environ or not session.config.getoption("numprocesses", None):
-        import forked
         import torch
 
-        forked.serve()
         torch.set_num_threads(1)
         gc.disable()  # until what is imported is left out of it, see below
 

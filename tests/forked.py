@@ -1,12 +1,10 @@
 """Processes that have imported what is heavy: commands and kernels of their own, without seconds of imports each.
 
-They are forked from a server (`multiprocessing`'s), itself a fork of a process that had imported our package and had
-done nothing else.
+They are forked from a server (`multiprocessing`'s) that has imported our package and has done nothing else.
 """
 
 import contextlib
 import gc
-import importlib
 import multiprocessing
 import os
 import signal
@@ -15,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from multiprocessing import forkserver, reduction, resource_tracker
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 
 import pytest
@@ -33,42 +31,10 @@ def process(target, *arguments):
 
 
 def serve():
-    """Start the server, where there is none yet: best before this process does anything else."""
-    if forkserver._forkserver._forkserver_address is None:
-        importlib.import_module("preloaded")
-        resource_tracker.ensure_running()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("multiprocessing.util.spawnv_passfds", _fork)
-            forkserver.ensure_running()
-
-
-def _fork(path, line, passed):
-    """What `spawnv_passfds` does, but with what this process has imported."""
-    pid = os.fork()
-    if pid == 0:
-        forkserver._forkserver.__init__()  # its lock is held where this function is called
-        pipe = os.fstat(passed[1])  # it ends with the tests, if nobody else can write to it
-        for number in map(int, os.listdir("/proc/self/fd")):
-            with contextlib.suppress(OSError):
-                if number not in passed and os.path.samestat(os.fstat(number), pipe):
-                    os.close(number)
-        try:
-            exec(line[-1])
-        finally:
-            os._exit(0)
-    return pid
-
-
-def address():
-    """Where another process finds the server, to `join` it."""
-    return forkserver._forkserver._forkserver_address
-
-
-def join(address):
-    """Have processes forked by the server of the tests that started this process."""
-    server = forkserver._forkserver
-    server._forkserver_address, server._forkserver_alive_fd = address, os.open(os.devnull, os.O_RDONLY)
-    server.ensure_running = lambda: None
+    """Start the server, where there is none yet. It finds the modules of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 def command(*arguments, **options):

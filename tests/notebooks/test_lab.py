@@ -6,7 +6,6 @@ import sys
 import time
 
 import browser
-import forked
 import nbformat
 import papermill
 import pytest
@@ -28,7 +27,6 @@ SERVER = f"""
 import sys
 sys.path.insert(0, {str(data.ROOT / "tests")!r})
 import forked
-forked.join(sys.argv.pop())
 from jupyterlab.labapp import main
 with forked.kernels():
     main()
@@ -109,7 +107,6 @@ def lab(tiny_models, tiny_data, tmp_path_factory):
     )
     line = [sys.executable, "-c", SERVER, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     line += ["--ServerApp.port=0", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={place / 'notebooks'}"]
-    line += [forked.address()]
     with (
         open(place / "log.txt", "w", encoding="utf-8") as log,
         browser.started(line, env=environment, stdout=log, stderr=log) as server,
