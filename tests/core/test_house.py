@@ -39,9 +39,9 @@ DOORS = {
 # Lines and code lines at most. The aim is 2,000 (1,300), 2,600 (1,700) and 5,200 (3,450), and 2,500 (1,700) for what is
 # measured: they may only fall.
 BUDGETS = {
-    "notebooks 01-03 load": (3_337, 2_244),
-    "notebooks 01-04 load": (4_097, 2_758),
-    "helper package": (7_430, 5_143),
+    "notebooks 01-03 load": (3_337, 2_243),
+    "notebooks 01-04 load": (4_097, 2_757),
+    "helper package": (7_430, 5_142),
     "measurements": (2_412, 1_699),
 }
 MODULE_LINES, KERNEL_LINES = 250, 285

@@ -120,7 +120,7 @@ def claims(
         rows += _further_comparisons(best_rates(pd.concat([grid, further])))
     rows += [(VARIANTS_NEAR, name, distances[name][:3], False) for name in VARIANTS if name in distances]
     cells = []
-    for claim, compared, (mean, low, high), at_end in rows:
+    for claim, compared, (mean, low, high), at_end in sorted(rows, key=lambda row: list(HOLDS_BETWEEN).index(row[0])):
         least, most = HOLDS_BETWEEN[claim]
         said = "does not hold" if low >= most or high <= least else "cannot tell"
         said = AT_END if at_end else "holds" if least < low and high < most else said
