@@ -28,7 +28,7 @@ GRID_RATES = (5e-4, 2e-3, 8e-3)
 ATTENTION_RATES = (*GRID_RATES, 3.2e-2)  # without the MLP the highest of three was the best
 GRID_FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 GRID_EPOCHS = 2
-# Of two methods of the grid the best of three rates was at an end.
+# With alpha = 2 r the scale is 2 at both ranks, and the best rates lie far apart.
 DOUBLED_ALPHA_RATES = {1: (*GRID_RATES, 3.2e-2), 128: (1.25e-4, *GRID_RATES)}
 # Rank 33 of attention's matrices has as many parameters as rank 20 of the MLP's: 3,801,600 of SmolLM2-135M.
 EQUAL_SIZES = (("attention", 33, (2e-3, 4e-3, 8e-3, 1.6e-2)), ("MLP", 20, (1e-3, 2e-3, 4e-3, 8e-3)))
