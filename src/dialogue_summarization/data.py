@@ -92,7 +92,7 @@ def group_references(
         if not summaries:
             raise DataError(f"{place}, column 'summary': the list is empty.")
         summaries = [checked(summary, f"{place}, column 'summary'") for summary in summaries]
-        topic = checked(str(row["topic"]), f"{place}, column 'topic'") if str(row.get("topic") or "").strip() else ""
+        topic = "" if _is_empty(row.get("topic")) else checked(str(row["topic"]), f"{place}, column 'topic'")
         entry = grouped.setdefault(dialogue, {"summaries": [], "topic": topic, "row_ids": [], "row_numbers": []})
         entry["summaries"] += summaries
         entry["row_ids"] += [identifier] * len(summaries)
@@ -108,20 +108,20 @@ def group_references(
     return table
 
 
-def _is_empty(value: object) -> bool:
+def _is_empty(value: object) -> bool:  # ROUGE has nothing to count in a text without letters and digits
     texts = value if isinstance(value, list) else [value]
-    return not any(str(text).strip() for text in texts if text is not None)
+    return not any(re.search(r"[^\W_]", str(text)) for text in texts if text is not None)
 
 
 def checked(value: object, place: str) -> str:
     """A text from a source, `unified`. Raises `DataError` where it is empty, damaged or no text."""
     if not isinstance(value, str):
         raise DataError(f"{place}: text expected, not {type(value).__name__}.")
-    if not value.strip():
-        raise DataError(f"{place}: empty. Fill it in or leave the row out.")
+    refuse_written_list(value, place)
+    if _is_empty(value):
+        raise DataError(f"{place}: empty, or no letter or digit in it. Fill it in or leave the row out.")
     if re.search("[\ufffd\x00\ud800-\udfff]", value):  # the last are surrogates, which JSON can spell
         raise DataError(f"{place}: damaged characters. Save the file as UTF-8.")
-    refuse_written_list(value, place)
     return unified(value).strip()
 
 

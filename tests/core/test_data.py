@@ -87,6 +87,8 @@ def test_ids_stay_apart_where_dialogues_repeat(ids):
     ("test.csv", f"{HEADER}a,Hi.,Text\nb,Ho.\n", ["row 2", "'summary'"]),
     ("train.csv", f"{HEADER}a,Hi.,x\nb,  ,x\n", ["row 2", "column 'dialogue'", "empty"]),
     ("validation.csv", f"{HEADER}a,Hi.,\n", ["row 1", "column 'summary'", "empty"]),
+    ("test.csv", f"{HEADER}a,Hi.,👍 !\n", ["row 1", "column 'summary'", "no letter or digit"]),
+    ("test.csv", f"{HEADER}a,___,x\n", ["row 1", "column 'dialogue'", "no letter or digit"]),
     ("train.jsonl", GOOD + line(summary=["x", "\n"]), ["row 2", "column 'summary'", "empty"]),
     ("train.jsonl", GOOD + line(dialogue=["Hi."]), ["row 2", "column 'dialogue'", "not list"]),
     ("train.jsonl", GOOD + line(summary=["x", 7]), ["row 2", "column 'summary'", "not int"]),
@@ -163,6 +165,15 @@ def test_every_line_end_is_one_line_end_wherever_texts_come_in(tmp_path, end):
         assert list(zip(table["dialogue"], table["summaries"], strict=True)) == expected
 
 
+def test_texts_of_any_script_have_letters_and_a_topic_may_have_none():
+    rows = [
+        {"id": n, "dialogue": text, "summary": text, "topic": "-"}
+        for n, text in enumerate(["好", "สวัสดี", "नमस्ते", "٣", "é!", "5"])
+    ]
+    table = data.group_references(rows, "rows")
+    assert len(table) == 6 and set(table["topic"]) == {""}
+
+
 def test_decomposed_letters_are_composed_wherever_texts_come_in(tmp_path):
     composed = {"id": "é1", "dialogue": "Zoë: Ça va?\nBjörn: 각하, ồ.", "summary": "Zoë asks Björn."}
     rows = [{key: unicodedata.normalize("NFD", text) for key, text in composed.items()}]
@@ -203,7 +214,7 @@ def test_rows_of_the_source_are_remembered_for_each_summary():
     assert table["row_numbers"][:] == [[1, 3], [2, 4], [5, 5]]
 
 
-@pytest.mark.parametrize("empty", [None, "", " \n", [], ["", None]])
+@pytest.mark.parametrize("empty", [None, "", " \n", [], ["", None], "👍 !"])
 @pytest.mark.parametrize("column", ["dialogue", "summary"])
 def test_empty_rows_of_a_hub_data_set_are_left_out_and_counted(monkeypatch, capsys, column, empty):
     rows = tiny_rows(3)

@@ -1,6 +1,7 @@
 """Files of summaries: matched to their dialogues by id or by place, and told what is wrong with them."""
 
 import re
+import unicodedata
 
 import pandas as pd
 import pytest
@@ -29,6 +30,13 @@ def test_rows_are_matched_by_id(split, tmp_path):
     assert texts == [f"summary {n}" for n in range(20, 25)]
     system, same = systems.of_file("mine", tmp_path / "summaries.csv", "prediction", split)
     assert same == texts and system.f1.shape == system.best_of_others.shape == (1, 5, 4) and system.kind == "file"
+
+
+def test_ids_with_decomposed_letters_are_found(tmp_path):
+    rows = [{"id": unicodedata.normalize("NFD", f"é{n}"), "dialogue": f"Hi {n}.", "summary": "x"} for n in range(2)]
+    test = data.group_references(rows, "rows")
+    path = write(tmp_path, [{"id": row["id"], "prediction": row["dialogue"]} for row in reversed(rows)])
+    assert systems.load_predictions(path, "prediction", test) == ["Hi 0.", "Hi 1."]
 
 
 @pytest.mark.parametrize("alike", [True, False])

@@ -205,10 +205,10 @@ def _rows_and_places(path: Path, rows: list[dict[str, object]], split: Dataset) 
     """What each row of a file is called, and each dialogue or reference of the split."""
     dialogues, row_ids = list(split["id"]), list(itertools.chain(*split["row_ids"]))
     if "id" in rows[0]:
-        ids = [str(row.get("id")).strip() for row in rows]
+        ids = [unified(str(row.get("id"))).strip() for row in rows]
         return ids, row_ids if set(ids) & set(row_ids) - set(dialogues) else dialogues
     for name in rows[0]:
-        if len({str(row.get(name)).strip() for row in rows} & {*dialogues, *row_ids}) > len(rows) / 2:
+        if len({unified(str(row.get(name))).strip() for row in rows} & {*dialogues, *row_ids}) > len(rows) / 2:
             raise DataError(f"{path}: the column {name!r} holds the ids. Call it id.")
     numbers = pd.Series(list(itertools.chain(*split["row_numbers"])))
     for places in (numbers.rank(method="dense"), numbers.rank(method="first")):
