@@ -87,7 +87,7 @@ def convert(source: Path, target: Path) -> None:
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.add_special_tokens([from_gguf.convert_ids_to_tokens(number) for number in range(17)])
     special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    special |= dict.fromkeys(("pad_token", "unk_token"), "<|endoftext|>")
+    special |= {"pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     length = model.config.max_position_embeddings
     options = {"model_max_length": length, "clean_up_tokenization_spaces": False}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special, **options)

@@ -17,6 +17,7 @@ from dialogue_summarization.generation import summarize
 
 WIDE = {"epsilon_cutoff": 0.0}
 SHORT = Generation(max_new_tokens=6)
+SCORER = rouge.scorer(mbr.MEAN_OF)
 
 
 def by_double_loop(texts):
@@ -32,24 +33,24 @@ def by_double_loop(texts):
 def test_agreement_by_hand():
     """`a b` and `a b c`: ROUGE-1 and -L 2 x 1 x 2/3 / (1 + 2/3) = 4/5, ROUGE-2 2 x 1 x 1/2 / (1 + 1/2) = 2/3."""
     near = (4 / 5 + 2 / 3 + 4 / 5) / 3
-    assert mbr_utility(["a b", "a b c", "x y"]) == pytest.approx([near / 2, near / 2, 0])
+    assert mbr_utility(["a b", "a b c", "x y"], SCORER) == pytest.approx([near / 2, near / 2, 0])
     # `c b a` shares the words of `a b c` but neither their pairs nor their order (1 of 3): (1 + 0 + 1/3) / 3.
-    assert mbr_utility(["a b c", "c b a"]) == pytest.approx([4 / 9, 4 / 9])
+    assert mbr_utility(["a b c", "c b a"], SCORER) == pytest.approx([4 / 9, 4 / 9])
 
 
 def test_the_choice_is_what_most_others_are_like_and_repeats_count():
-    assert mbr.select(["Ann waits.", "Ben sells a bike.", "Ben sells a red bike.", "Ben bought a bike."]) == (
-        "Ben sells a bike."
-    )
-    assert mbr.select(["Ben sells a bike.", "Ben sold bikes.", "Ann waits.", "Ann waits."]) == "Ann waits."
-    assert mbr.select(["one", "two", "three"]) == "one"
-    assert mbr.select(["", "", "Ann waits for Ben.", "Ann waited for Ben."]) == "Ann waits for Ben."
+    several = ["Ann waits.", "Ben sells a bike.", "Ben sells a red bike.", "Ben bought a bike."]
+    assert mbr.select(several, SCORER) == "Ben sells a bike."
+    assert mbr.select(["Ben sells a bike.", "Ben sold bikes.", "Ann waits.", "Ann waits."], SCORER) == "Ann waits."
+    assert mbr.select(["one", "two", "three"], SCORER) == "one"
+    assert mbr.select(["", "", "Ann waits for Ben.", "Ann waited for Ben."], SCORER) == "Ann waits for Ben."
 
 
 def test_agreement_is_in_words_of_any_script_and_the_data_decide_which():
-    assert mbr.select(["Аня ушла.", "Борис продал велосипед.", "Борис продал красный велосипед."]) != "Аня ушла."
+    texts = ["Аня ушла.", "Борис продал велосипед.", "Борис продал красный велосипед."]
+    assert mbr.select(texts, rouge.scorer_for([texts], mbr.MEAN_OF)) != "Аня ушла."
     texts = ["Zoë sells", "Zoö sells", "x"]
-    cut, whole = mbr_utility(texts, rouge.scorer(mbr.MEAN_OF)), mbr_utility(texts)
+    cut, whole = mbr_utility(texts, SCORER), mbr_utility(texts, rouge.scorer_for([texts], mbr.MEAN_OF))
     assert cut[0] == pytest.approx((1 + 1 + 1) / 3 / 2) and whole[0] == pytest.approx((1 / 2 + 0 + 1 / 2) / 3 / 2)
 
 
@@ -63,8 +64,8 @@ def test_the_choice_is_that_of_a_plain_double_loop():
                 " ".join(words[at] for at in torch.randint(0, len(words), (n,), generator=generator)) for n in lengths
             ]
             expected = by_double_loop(texts)
-            assert mbr_utility(texts) == pytest.approx(expected)
-            assert expected[texts.index(mbr.select(texts))] == pytest.approx(max(expected))
+            assert mbr_utility(texts, SCORER) == pytest.approx(expected)
+            assert expected[texts.index(mbr.select(texts, SCORER))] == pytest.approx(max(expected))
 
 
 def test_draws_are_seeded_and_belong_to_their_dialogues(tiny):

@@ -41,12 +41,8 @@ def sample(
     return [texts[start : start + samples] for start in range(0, len(texts), samples)]
 
 
-def mbr_utility(texts: Sequence[str], rouge: RougeScorer | None = None) -> np.ndarray:
-    """How far each text agrees with the others (texts,): its mean over them of ROUGE-1, -2 and -L F1, averaged.
-
-    `rouge` is the scorer of the data, by default that of the texts.
-    """
-    rouge = rouge or scorer_for([texts], MEAN_OF)
+def mbr_utility(texts: Sequence[str], rouge: RougeScorer) -> np.ndarray:
+    """How far each text agrees with the others (texts,): its mean over them of the scorer's F1, averaged."""
     agreement = np.zeros((len(texts), len(texts)))
     for one, other in itertools.combinations(range(len(texts)), 2):  # F1 is the same both ways
         scores = rouge.score(texts[one], texts[other]).values()
@@ -54,7 +50,7 @@ def mbr_utility(texts: Sequence[str], rouge: RougeScorer | None = None) -> np.nd
     return agreement.sum(axis=1) / (len(texts) - 1)
 
 
-def select(texts: Sequence[str], rouge: RougeScorer | None = None) -> str:
+def select(texts: Sequence[str], rouge: RougeScorer) -> str:
     """The one of several summaries that agrees best with the others by `mbr_utility`; of equals the first."""
     return texts[int(np.argmax(mbr_utility(texts, rouge)))]
 
